@@ -1,0 +1,59 @@
+"""Update modes of `strategy=threads` in which all replicas update together.
+
+Invariant: between the two barriers of a step nobody reads a snapshot, and outside them nobody writes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from trainer.updates.shared_vector import JointUpdate, Replica, SharedVector
+from trainer.updates.transactions import Compute
+
+
+class AllReduce:
+    """Safe: the mean of the gradients is applied once, while every replica waits."""
+
+    whole_snapshot: ClassVar[bool] = False
+
+    def __init__(self, shared: SharedVector, replicas: Sequence[Replica]) -> None:
+        self.shared = shared
+        self.joint = JointUpdate(shared, replicas, self.scale(len(replicas)))
+        self.barrier = threading.Barrier(len(replicas))
+
+    def scale(self, num_replicas: int) -> float:
+        """What the sum over replicas is multiplied by: each replica's loss is the mean over its own batch."""
+        return 1.0 / num_replicas
+
+    def step(self, replica: Replica, compute: Compute) -> None:
+        self.shared.copy_to(replica)
+        compute(replica)
+        self.barrier.wait()  # every contribution is there, and every snapshot was taken
+        self.joint.add_share(replica)
+        if replica.replica_id == 0:
+            self.joint.commit()
+        self.barrier.wait()  # every share is in
+        if replica.replica_id == 0:
+            # After the barrier, since the shares' rules read the counter before it; nobody reads it again until this
+            # replica, too, has reached the next one.
+            self.joint.count()
+
+    def applied(self, replica: Replica) -> Tensor:
+        return self.joint.applied
+
+    def added(self, replica: Replica) -> Tensor | None:
+        return self.joint.added if replica.replica_id == 0 else None
+
+    def abort(self) -> None:
+        self.barrier.abort()
+
+
+class UnscaledSum(AllReduce):
+    """Unsafe: as `AllReduce`, but the replicas' mean losses are summed, so the step is num_replicas times too large."""
+
+    def scale(self, num_replicas: int) -> float:
+        return 1.0
