@@ -1,0 +1,317 @@
+"""The judge on hand-made records: a clean one is upheld, and a planted defect breaks its own guarantee only."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from trainer.audit.judge import judge
+from trainer.audit.recorder import Recorder
+from trainer.audit.records import FRACTURED, TORN_TENSOR, Evaluation, Reference, ReplicaRecord, RunRecord
+from trainer.audit.verdict import Error, Verdict, exit_status, save
+from trainer.config import Audit, Cnn, Config, Precision, Strategy, Train, UpdateMode
+from trainer.state.layout import plan
+
+STEPS, REPLICAS = 12, 2
+NOISE = np.random.default_rng(0)
+
+
+def config_of(mode: str = "all_reduce", strategy: str = "mirrored", **fields: object) -> Config:
+    train = Train(steps=STEPS)
+    return Config(
+        strategy=Strategy(strategy), update_mode=UpdateMode(mode), train=train, num_replicas=REPLICAS, **fields
+    )
+
+
+def clean_record(config: Config) -> RunRecord:
+    """What a faultless all-reduce leaves."""
+    copies = 2 if config.strategy.name == "mirrored" else 1
+    layout = plan([("kernel", (4, 3)), ("bias", (3,))], [], ("velocity",), counter=False, num_replicas=REPLICAS)
+    record = RunRecord(layout, STEPS, [ReplicaRecord.empty(own, STEPS, REPLICAS) for own in range(REPLICAS)])
+    for replica in record.replicas:
+        recorder = Recorder(replica, REPLICAS, probe_size=4)
+        for step in range(STEPS):
+            canaries = np.full(len(layout.read_segments) * 2 * REPLICAS, step, np.float32)
+            probe = NOISE.normal(size=4).astype(np.float32)
+            recorder.note(np.concatenate([[2.0 / (step + 1)], probe, canaries]).astype(np.float32), step * REPLICAS, 0)
+        recorder.flush()
+    vector = layout.pack([NOISE.normal(size=(4, 3)), NOISE.normal(size=3)])
+    vector[layout.canaries] = STEPS
+    record.copies = np.stack([vector] * copies)
+    for step in (0, 5):
+        joint = gradient_vector(record)
+        for own in range(REPLICAS):
+            one = gradient_vector(record)
+            record.references.append(
+                Reference(own, step, vector[: layout.read_size], one, joint.copy(), one.copy(), joint)
+            )
+    record.evaluations.append(Evaluation(STEPS, 0.75, 0.5))
+    record.duration_seconds = 2.0
+    return record
+
+
+def gradient_vector(record: RunRecord) -> np.ndarray:
+    vector = np.zeros(record.layout.read_size, np.float32)
+    for segment in record.layout.read_segments:
+        vector[segment.span] = NOISE.normal(size=segment.size)
+    return vector
+
+
+def statuses(verdict: Verdict) -> dict[str, str]:
+    return {guarantee.name: guarantee.status for guarantee in verdict.guarantees}
+
+
+def lose_an_update(record: RunRecord) -> None:
+    record.copies[:, record.layout.canaries[2, 1, 0]] -= 1
+
+
+def multiply_updates(record: RunRecord) -> None:
+    record.copies[:, record.layout.canaries[:, :, 1]] *= 3
+
+
+def drop_updates(record: RunRecord) -> None:
+    record.copies[0, record.layout.canaries[:, :, 1]] = 0
+    record.replicas[0].versions[:, 1] = 0
+
+
+def overflow(record: RunRecord) -> None:
+    record.copies[:, record.layout.canaries[:, :, 0]] = np.inf
+    record.copies[:, record.layout.canaries[:, :, 1]] = np.nan
+
+
+def sum_every_element(record: RunRecord) -> None:
+    """What `audit=full` adds: nothing was lost anywhere."""
+    record.added = NOISE.normal(size=record.layout.size)
+    record.initial = (record.copies[0] - record.added).astype(np.float32)
+
+
+def lose_inside_a_tensor(record: RunRecord) -> None:
+    sum_every_element(record)
+    record.copies[:, record.layout.segments[0].values + 5] -= 1e-3
+
+
+def fracture_a_read(record: RunRecord) -> None:
+    canaries = np.full((2, 2, REPLICAS), 3, np.float32)
+    canaries[1, :, 0] = 4
+    record.replicas[1].read_state[3] = FRACTURED
+    record.replicas[1].torn_witness = (3, canaries)
+
+
+def tear_a_tensor(record: RunRecord) -> None:
+    canaries = np.full((2, 2, REPLICAS), 3, np.float32)
+    canaries[0, 1, 0] = 4
+    record.replicas[1].read_state[3] = TORN_TENSOR
+    record.replicas[1].torn_witness = (3, canaries)
+
+
+def cross_the_order(record: RunRecord) -> None:
+    record.replicas[0].versions[4] = (5, 3)
+    record.replicas[0].versions[5] = (4, 5)
+
+
+def read_late(record: RunRecord) -> None:
+    record.replicas[1].staleness[7] = 2
+
+
+def scale_what_is_applied(record: RunRecord) -> None:
+    for reference in record.references:
+        reference.applied *= 2
+
+
+def mix_a_gradient(record: RunRecord) -> None:
+    values = np.flatnonzero(record.layout.is_value[: record.layout.read_size])
+    contribution = record.references[1].contribution
+    contribution[values[0]] = np.nextafter(contribution[values[0]], np.float32(9))
+
+
+def drift_apart(record: RunRecord) -> None:
+    record.copies[1, record.layout.segments[2].values] += 1e-3  # in a slot: weights alone are not all there is
+
+
+def compute_in_bfloat16(record: RunRecord) -> None:
+    record.replicas[1].computed = Counter({"float32": STEPS - 1, "bfloat16": 1})
+
+
+def compute_a_gradient_in_bfloat16(record: RunRecord) -> None:
+    kernel = record.layout.segments[0].span
+    bits = record.references[2].contribution[kernel].view(np.uint32) & 0xFFFF0000
+    record.references[2].contribution[kernel] = bits.view(np.float32)
+    record.references[2].recomputed = record.references[2].contribution.copy()
+
+
+DEFECTS: list[tuple[Callable[[RunRecord], None], str, str, int]] = [
+    (lose_an_update, "no_lost_updates", "overwritten_update", 1),
+    (drop_updates, "no_lost_updates", "dropped_update", STEPS),
+    (multiply_updates, "no_lost_updates", "multiplied_update", STEPS),
+    (overflow, "no_lost_updates", "multiplied_update", 2 * STEPS),
+    (lose_inside_a_tensor, "no_lost_updates", "unconserved_element", 2),
+    (fracture_a_read, "no_torn_reads", "fractured_read", 1),
+    (tear_a_tensor, "no_torn_reads", "torn_tensor", 1),
+    (cross_the_order, "atomic_updates", "write_cycle", 1),
+    (read_late, "fresh_gradients", "stale_gradient", 1),
+    (scale_what_is_applied, "joint_gradient", "not_joint", 4),
+    (mix_a_gradient, "gradients_unmixed", "mixed_gradient", 1),
+    (drift_apart, "replicas_identical", "divergence", 1),
+    (compute_in_bfloat16, "precision_as_asked", "precision_off", 1),
+    (compute_a_gradient_in_bfloat16, "precision_as_asked", "gradient_precision_off", 1),
+]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_clean_record_is_upheld(full: bool) -> None:
+    config = config_of()
+    record = clean_record(config)
+    if full:
+        sum_every_element(record)
+    verdict = judge(config, record, None, {})
+    assert verdict.verdict == "upheld"
+    assert verdict.anomalies == []
+    assert statuses(verdict)["no_lost_updates"] == "upheld"
+    assert statuses(verdict)["same_bits"] == "not_checked"
+    assert verdict.metrics["updates_kept"] == verdict.metrics["updates_expected"] == STEPS * REPLICAS
+    assert exit_status(verdict, "inconclusive") == 0
+
+
+@pytest.mark.parametrize(
+    ("plant", "guarantee", "kind", "count"), DEFECTS, ids=[plant.__name__ for plant, *_ in DEFECTS]
+)
+def test_a_planted_defect_is_caught(plant: Callable[[RunRecord], None], guarantee: str, kind: str, count: int) -> None:
+    config = config_of()
+    record = clean_record(config)
+    plant(record)
+    verdict = judge(config, record, None, {})
+    assert verdict.verdict == "violated"
+    violated = {name for name, status in statuses(verdict).items() if status == "violated"}
+    assert violated == {guarantee}
+    found = {anomaly.kind: anomaly.count for anomaly in verdict.anomalies}
+    assert found[kind] == count
+    assert all(anomaly.witness and anomaly.where for anomaly in verdict.anomalies)
+    assert [exit_status(verdict, fail_on) for fail_on in ("violated", "anomaly", "inconclusive", "never")] == [
+        1,
+        1,
+        1,
+        0,
+    ]
+
+
+def test_what_an_unsafe_mode_does_not_claim_is_an_anomaly_until_it_is_required() -> None:
+    config = config_of("overwrite", "threads")
+    record = clean_record(config)
+    lose_an_update(record)
+    verdict = judge(config, record, None, {})
+    assert (verdict.verdict, statuses(verdict)["no_lost_updates"]) == ("anomaly", "anomaly")
+    assert verdict.anomalies[0].remedy == "update_mode=locked updates the current values under a lock"
+    assert [exit_status(verdict, fail_on) for fail_on in ("violated", "anomaly")] == [0, 1]
+
+    verdict = judge(replace(config, require=["no_lost_updates"]), record, None, {})
+    assert (verdict.verdict, statuses(verdict)["no_lost_updates"]) == ("violated", "violated")
+
+
+def test_runs_that_end_in_different_bits_break_same_bits() -> None:
+    config = config_of(audit=Audit(repeat=3))
+    record = clean_record(config)
+    assert judge(config, record, None, {}, ["a", "a", "a"]).verdict == "upheld"
+    verdict = judge(config, record, None, {}, ["a", "b", "a"])
+    assert (verdict.verdict, verdict.outcomes_distinct) == ("violated", 2)
+    assert statuses(verdict)["same_bits"] == "violated"
+    assert [(anomaly.kind, anomaly.count, anomaly.of) for anomaly in verdict.anomalies] == [("different_bits", 1, 3)]
+
+
+def test_an_unsafe_mode_that_shows_nothing_is_inconclusive_about_what_it_might_break() -> None:
+    config = config_of("overwrite", "threads")
+    verdict = judge(config, clean_record(config), None, {})
+    assert statuses(verdict)["no_lost_updates"] == "not_seen"
+    assert verdict.verdict == "inconclusive"
+
+
+def test_staleness_is_given_up_by_locked_and_held_against_it_only_when_required() -> None:
+    config = config_of("locked", "threads")
+    record = clean_record(config)
+    read_late(record)
+    verdict = judge(config, record, None, {})
+    assert (verdict.verdict, statuses(verdict)["fresh_gradients"]) == ("upheld", "not_applicable")
+    required = judge(replace(config, require=["fresh_gradients"]), record, None, {})
+    assert (required.verdict, statuses(required)["fresh_gradients"]) == ("violated", "violated")
+
+
+def test_order_is_not_read_off_counts_that_were_overwritten() -> None:
+    config = config_of("write_locked", "threads")
+    record = clean_record(config)
+    cross_the_order(record)
+    record.copies[:, record.layout.canaries[0, 0, 0]] -= 1
+    assert statuses(judge(config, record, None, {}))["atomic_updates"] == "not_checked"
+
+
+def test_each_replicas_own_batch_normalization_has_no_joint_gradient() -> None:
+    config = config_of(model=Cnn(normalization="batch"))
+    record = clean_record(config)
+    scale_what_is_applied(record)
+    verdict = judge(config, record, None, {})
+    assert (verdict.verdict, statuses(verdict)["joint_gradient"]) == ("upheld", "not_applicable")
+
+
+def test_bfloat16_that_was_asked_for_is_upheld() -> None:
+    config = config_of(precision=Precision("mixed_bfloat16"))
+    record = clean_record(config)
+    assert statuses(judge(config, record, None, {}))["precision_as_asked"] == "violated"
+    for replica in record.replicas:
+        replica.computed = Counter({"bfloat16": STEPS})
+    kernel = record.layout.segments[0].span
+    for reference in record.references:
+        reference.contribution[kernel] = (reference.contribution[kernel].view(np.uint32) & 0xFFFF0000).view(np.float32)
+    assert statuses(judge(config, record, None, {}))["precision_as_asked"] == "upheld"
+
+
+def test_without_an_audit_everything_claimed_stays_unchecked() -> None:
+    config = config_of(audit=Audit("none"))
+    verdict = judge(config, clean_record(config), None, {})
+    assert verdict.verdict == "inconclusive"
+    assert set(statuses(verdict).values()) == {"not_checked"}
+    assert verdict.metrics["updates_kept"] is None
+    assert exit_status(verdict, "inconclusive") == 1
+
+
+def test_a_broken_run_upholds_nothing() -> None:
+    config = config_of()
+    verdict = judge(config, clean_record(config), Error("crash", "boom"), {})
+    assert verdict.verdict == "broken"
+    assert set(statuses(verdict).values()) == {"not_checked"}
+    assert verdict.final_parameters_sha256 is None
+    assert exit_status(verdict, "never") == 3
+
+
+def test_a_saved_verdict_is_plain_json_whatever_the_numbers(tmp_path) -> None:
+    config = config_of()
+    record = clean_record(config)
+    record.replicas[0].losses[-1] = np.inf
+    verdict = judge(config, record, None, {"command": "python -m trainer"})
+    found = json.loads(save(verdict, tmp_path).read_text())
+    assert list(found)[:4] == ["schema", "verdict", "error", "run"]
+    assert found["schema"] == 1
+    assert found["metrics"]["loss"] is None
+    assert [path.name for path in tmp_path.iterdir()] == ["verdict.json"]
+
+
+@pytest.mark.parametrize("num_steps", [1, 255, 256, 257, 600])
+def test_a_recorder_reads_off_every_row_in_its_place(num_steps: int) -> None:
+    record = ReplicaRecord.empty(0, num_steps, REPLICAS)
+    recorder = Recorder(record, REPLICAS, probe_size=1)
+    for step in range(num_steps):
+        canaries = np.full(8, step, np.float32)
+        if step == num_steps - 1:
+            canaries[-1] += 1
+        recorder.note(np.concatenate([[step], [0.1], canaries]).astype(np.float32), 2 * step, step % 3)
+    recorder.flush()
+    assert record.losses.tolist() == list(range(num_steps))
+    assert record.read_version.tolist() == [2 * step for step in range(num_steps)]
+    assert record.staleness.tolist() == [step % 3 for step in range(num_steps)]
+    assert record.versions[:, 0].tolist() == list(range(num_steps))
+    assert np.flatnonzero(record.read_state).tolist() == [num_steps - 1]
+    assert record.torn_witness is not None
+    assert record.torn_witness[0] == num_steps - 1
+    assert record.computed == {"float32": num_steps}

@@ -1,0 +1,25 @@
+"""The dtype that something was computed in, read off its bits."""
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.audit.precision import compute_dtypes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_product_tells_the_dtype_it_was_computed_in(dtype: str) -> None:
+    torch.manual_seed(0)
+    one, other = (torch.randn(64, 64).to(getattr(torch, dtype)) for _ in range(2))
+    assert compute_dtypes((one @ other).float().numpy()) == {dtype: 64}
+
+
+def test_one_full_value_is_enough_to_tell_float32() -> None:
+    row = np.zeros((1, 16), np.float32)
+    row[0, 3], row[0, 4] = 1.5, 0.1
+    assert compute_dtypes(row) == {"float32": 1}
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, np.inf, np.nan])
+def test_what_is_as_short_in_any_dtype_tells_nothing(value: float) -> None:
+    assert compute_dtypes(np.full((2, 4), value, np.float32)) == {"undetermined": 2}

@@ -1,0 +1,65 @@
+"""Conservation: a copy's final value is its initial value plus all that was added, element by element. NumPy only.
+
+Canaries stand at the ends of a variable and a kernel can tear in its middle; this looks at every element between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.audit.records import RunRecord
+
+HALF_ULP = 2.0**-24  # of a float32 between 1 and 2
+KINDS = ("weight", "statistic", "slot", "counter")
+
+
+@dataclass(frozen=True)
+class Unconserved:
+    """Elements that are off by more than rounding, over all copies, and the one that is off most.
+
+    Attributes:
+        count: elements off.
+        of: elements in all copies.
+        where: `count` by variable, the variables that have any.
+        variable, element, copy: the one that is off most, and how far it is `off`.
+    """
+
+    count: int
+    of: int
+    where: dict[str, int]
+    variable: str = ""
+    element: int = 0
+    copy: int = 0
+    off: float = 0.0
+
+
+def unconserved(record: RunRecord) -> Unconserved | None:
+    """Compare every element with what it should be; None unless `audit=full` kept the sums.
+
+    Every addition to an element rounds by at most half a unit in the last place of its value then. What the value was
+    on the way is not recorded: the variable's largest value at either end, doubled, stands for it.
+    """
+    if record.initial is None or record.copies is None or record.added is None:
+        return None
+    layout, num_updates = record.layout, record.steps * record.num_replicas
+    expected = record.initial.astype(np.float64) + record.added
+    count, where = 0, {}
+    worst = Unconserved(0, 0, {})
+    for segment in layout.segments:
+        values = record.copies[:, segment.span].astype(np.float64)
+        largest = max(np.abs(expected[segment.span]).max(), np.abs(record.initial[segment.span]).max())
+        off = np.abs(values - expected[segment.span])
+        # Not-a-number and infinity are off, whatever the bound.
+        beyond = ~(off <= num_updates * HALF_ULP * 2 * max(largest, np.finfo(np.float32).tiny))
+        if beyond.any():
+            where[segment.name] = int(beyond.sum())
+            count += where[segment.name]
+            copy, element = np.unravel_index(
+                int(np.where(beyond, np.nan_to_num(off, nan=np.inf), -1).argmax()), off.shape
+            )
+            if not off[copy, element] <= worst.off:
+                worst = Unconserved(0, 0, {}, segment.name, int(element), int(copy), float(off[copy, element]))
+    of = len(record.copies) * int(layout.is_value.sum())
+    return Unconserved(count, of, where, worst.variable, worst.element, worst.copy, worst.off)

@@ -1,0 +1,52 @@
+"""How far the copies of the shared variables have drifted apart. NumPy only."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from trainer.audit.records import Floats, RunRecord
+
+ALL = ("weight", "statistic", "slot", "counter")
+
+
+def divergence(record: RunRecord) -> float | None:
+    """Largest absolute difference between any copy's value and copy 0's; None before the end of the run."""
+    if record.copies is None:
+        return None
+    values = np.stack([record.layout.values_of(copy, kinds=ALL) for copy in record.copies])
+    return float(np.abs(values - values[0]).max())
+
+
+def kept(record: RunRecord) -> Floats:
+    """Per replica, how many of its updates every variable of every copy kept, once each: float32 [num_replicas].
+
+    Where updates were multiplied, none counts as kept.
+    """
+    assert record.copies is not None
+    counts = record.copies[:, record.layout.canaries]
+    found: Floats = np.where(counts.max(axis=(0, 1, 2)) <= record.steps, counts.min(axis=(0, 1, 2)), np.float32(0))
+    return found
+
+
+def outcome(record: RunRecord) -> str:
+    """SHA-256 of all copies' values end to end: two runs with the same outcome ended in the same bits."""
+    return hashlib.sha256("".join(digests(record)).encode()).hexdigest()
+
+
+def digests(record: RunRecord) -> list[str]:
+    """SHA-256 of every copy's values, optimizer slots included: equal digests are equal bits."""
+    assert record.copies is not None
+    return [
+        hashlib.sha256(record.layout.values_of(copy, kinds=ALL).astype("<f4").tobytes()).hexdigest()
+        for copy in record.copies
+    ]
+
+
+def final_digest(record: RunRecord) -> str | None:
+    """`final_parameters_sha256`: the digest of weights and statistics; None when copies differ, or before the end."""
+    if record.copies is None:
+        return None
+    found = {record.layout.digest(copy) for copy in record.copies}
+    return found.pop() if len(found) == 1 else None

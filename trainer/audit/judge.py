@@ -1,0 +1,158 @@
+"""Set what was found against what is claimed, and sum it up as a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.audit import copies, findings
+from trainer.audit.findings import Finding
+from trainer.audit.gradients import gradient_rows
+from trainer.audit.guarantees import GUARANTEES, OF_THE_MODE, has_joint_gradient, synchronized
+from trainer.audit.precision import ASKED
+from trainer.audit.records import RunRecord
+from trainer.audit.verdict import Covers, Error, Guarantee, PrecisionRow, Status, Verdict, sum_up
+from trainer.config import Config, Custom
+from trainer.updates.mechanisms import MODES
+
+# Guarantees that the safe holders of replica state claim, whatever the update mode.
+HOLDERS_CLAIM = ("gradients_unmixed", "precision_as_asked")
+
+
+def judge(
+    config: Config,
+    record: RunRecord | None,
+    error: Error | None,
+    run: dict[str, Any],
+    outcomes: Sequence[str] = (),
+) -> Verdict:
+    """The verdict on a run.
+
+    Args:
+        record: None when the run broke before there was one.
+        outcomes: what the run and each of its repetitions ended in (`copies.outcome`).
+    """
+    found: dict[str, Finding] = {}
+    precision: list[PrecisionRow] = []
+    if record is not None and error is None and config.audit.name != "none":
+        found, precision = _find(config, record)
+        found["same_bits"] = findings.differing_outcomes(outcomes)
+    why = _why_not(config, error)
+    guarantees = [_guarantee(config, name, found.get(name), why) for name in GUARANTEES]
+    anomalies = [anomaly for finding in found.values() if finding.applies for anomaly in finding.anomalies]
+    return Verdict(
+        sum_up(error, guarantees),
+        run,
+        error,
+        guarantees,
+        anomalies,
+        precision,
+        metrics(config, record),
+        copies.final_digest(record) if record is not None and error is None else None,
+        len(set(outcomes)) if len(outcomes) > 1 else None,
+    )
+
+
+def claimed(config: Config) -> frozenset[str]:
+    """The guarantees that the run puts forward: its update mode's and its state holders'."""
+    if isinstance(config.workload, Custom):
+        return frozenset()  # a loop of the user's own is held to what `require` names
+    names = MODES[config.update_mode.name].claims | frozenset(HOLDERS_CLAIM)
+    if config.strategy.name != "mirrored":
+        names -= {"replicas_identical"}  # copies can only differ where there are several
+    if config.audit.repeat == 1:
+        names -= {"same_bits"}  # one run has nothing to compare with, and says nothing about it
+    return names
+
+
+def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[PrecisionRow]]:
+    mirrored = config.strategy.name == "mirrored"
+    precision, rows = findings.computed_precision(record, ASKED[config.precision.name])
+    found = {
+        "no_lost_updates": findings.lost_updates(record),
+        "no_torn_reads": findings.torn_reads(record),
+        "atomic_updates": findings.update_order(record, own_copies=mirrored),
+        "fresh_gradients": findings.staleness(record),
+        "joint_gradient": findings.joint_gradient(record, config.precision.name),
+        "gradients_unmixed": findings.mixed_gradients(record),
+        "replicas_identical": findings.diverged_copies(record)
+        if mirrored
+        else Finding("all replicas share one copy", applies=False),
+        "precision_as_asked": precision,
+    }
+    mode = MODES[config.update_mode.name]
+    for name in OF_THE_MODE:
+        for anomaly in found[name].anomalies:
+            anomaly.remedy = mode.remedy
+    for name in mode.given_up - frozenset(config.require):
+        if found[name].anomalies:
+            found[name].applies = False
+            found[name].evidence = f"given up by update_mode={mode.name}: {found[name].evidence}"
+    normalizes_alone = config.num_replicas > 1 and record.layout.of_kind("statistic") and not synchronized(config)
+    if not has_joint_gradient(config) or normalizes_alone:
+        found["joint_gradient"].applies = False
+        found["joint_gradient"].evidence = (
+            "each replica's gradient is applied by itself"
+            if "joint_gradient" in mode.not_applicable
+            else "each replica's batch is normalized by itself, so that no gradient is the joint batch's"
+        )
+    return found, rows
+
+
+def _guarantee(config: Config, name: str, finding: Finding | None, why: str) -> Guarantee:
+    is_claimed, required = name in claimed(config), name in config.require
+    covers = Covers("only_order" if config.strategy.name == "mirrored" else "this_run")
+    if finding is None:
+        return Guarantee(name, is_claimed, required, "not_checked", covers, why)
+    return Guarantee(name, is_claimed, required, _status(is_claimed or required, finding), covers, finding.evidence)
+
+
+def _why_not(config: Config, error: Error | None) -> str:
+    """Why a guarantee that nothing was found about was not checked."""
+    if error is not None:
+        return "the run did not reach its end"
+    return "audit=none records nothing" if config.audit.name == "none" else "this version has no check for it"
+
+
+def _status(put_forward: bool, finding: Finding) -> Status:
+    if not finding.applies:
+        return "not_applicable"
+    if not finding.checked:
+        return "not_checked"
+    if finding.anomalies:
+        return "violated" if put_forward else "anomaly"
+    return "upheld" if put_forward else "not_seen"
+
+
+def metrics(config: Config, record: RunRecord | None) -> dict[str, float | int | None]:
+    """The numbers of `verdict.json`; None where a thing was not measured."""
+    names = (
+        "loss accuracy updates_expected updates_kept torn_reads staleness_mean staleness_max gradient_cosine_min "
+        "gradient_error_max replica_divergence_max micro_steps_per_second steps_done"
+    )
+    numbers: dict[str, float | int | None] = dict.fromkeys(names.split())
+    numbers["updates_expected"] = config.num_replicas * config.train.steps
+    if record is None:
+        return numbers
+    numbers["steps_done"] = record.steps_done
+    if record.steps_done:
+        numbers["loss"] = float(np.mean([replica.losses[record.steps_done - 1] for replica in record.replicas]))
+    if record.evaluations:
+        numbers["accuracy"] = record.evaluations[-1].accuracy
+    if record.duration_seconds > 0:
+        numbers["micro_steps_per_second"] = record.micro_steps_done / record.duration_seconds
+    if config.audit.name == "none":
+        return numbers
+    numbers["torn_reads"] = sum(int(replica.read_state.astype(bool).sum()) for replica in record.replicas)
+    staleness = findings.recorded_staleness(record)
+    if len(staleness):
+        numbers["staleness_mean"], numbers["staleness_max"] = float(staleness.mean()), int(staleness.max())
+    rows = gradient_rows(record)
+    numbers["gradient_cosine_min"] = min((row.cosine_min for row in rows if row.cosine_min is not None), default=None)
+    numbers["gradient_error_max"] = max((error for row in rows for error in row.errors.values()), default=None)
+    if record.copies is not None:
+        numbers["updates_kept"] = int(copies.kept(record).sum())
+        numbers["replica_divergence_max"] = copies.divergence(record)
+    return numbers
