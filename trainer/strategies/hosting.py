@@ -1,0 +1,81 @@
+"""What every strategy needs besides its framework: who watches, when to keep a reference, how a run breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.audit.records import Evaluation, Floats, Reference, RunRecord
+from trainer.audit.verdict import ErrorKind
+from trainer.config import Config
+from trainer.state.layout import Layout
+
+VECTORS_A_REFERENCE = 5  # snapshot, contribution, applied, recomputed, joint
+EVALUATION_BATCH = 1024  # samples a call, so that a large held-out set does not need one large activation
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes. All calls come from the process's main thread."""
+
+    def progress(self, record: RunRecord) -> None: ...
+
+    def kept(self, step: int, kept: float, made: int) -> None:
+        """Updates that the canaries of the shared variables show, of those committed so far, at about `step`."""
+
+    def evaluated(self, evaluation: Evaluation) -> None: ...
+
+
+class StopFlag(Protocol):
+    def is_set(self) -> bool: ...
+
+
+class RunBroken(Exception):
+    """The run cannot go on: a replica raised, or nothing moves any more."""
+
+    def __init__(self, kind: ErrorKind, message: str, replica: int | None = None, step: int | None = None) -> None:
+        super().__init__(message)
+        self.kind: ErrorKind = kind
+        self.message = message
+        self.replica = replica
+        self.step = step
+
+
+def reference_steps(config: Config, layout: Layout) -> tuple[frozenset[int], int]:
+    """The steps whose gradients are kept whole, and how many more did not fit the memory set aside for them."""
+    if config.audit.name == "none":
+        return frozenset(), 0
+    wanted = range(0, config.train.steps, config.audit.reference_every)
+    bytes_a_step = VECTORS_A_REFERENCE * layout.read_size * 4 * config.num_replicas
+    fits = config.audit.reference_mebibytes * 2**20 // bytes_a_step
+    return frozenset(wanted[:fits]), max(0, len(wanted) - fits)
+
+
+def complete_references(
+    record: RunRecord, recompute: Callable[[Reference], Floats], joint: Callable[[Reference], Floats]
+) -> None:
+    """After the run: compute each reference's gradient again, and the joint batch's gradient at its snapshot.
+
+    Under all-reduce the replicas of a step share one snapshot, and so one joint gradient.
+    """
+    last: tuple[int, Floats, Floats] | None = None
+    for reference in record.references:
+        reference.recomputed = recompute(reference)
+        if last is None or last[0] != reference.step or not np.array_equal(last[1], reference.snapshot):
+            last = (reference.step, reference.snapshot, joint(reference))
+        reference.joint = last[2]
+
+
+def evaluate(step: int, predict: Callable[[Floats], Floats], x: Floats, y: NDArray[np.int32]) -> Evaluation:
+    """Accuracy and mean cross-entropy on held-out samples, in batches."""
+    logits = np.concatenate([predict(x[span]) for span in _spans(len(x))]).astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(y)), y]
+    return Evaluation(step, float((logits.argmax(axis=1) == y).mean()), float(losses.mean()))
+
+
+def _spans(samples: int) -> Iterator[slice]:
+    for first in range(0, samples, EVALUATION_BATCH):
+        yield slice(first, first + EVALUATION_BATCH)

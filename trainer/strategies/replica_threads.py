@@ -1,0 +1,117 @@
+"""Threads that are replicas: started together, watched, and ended together whatever happens to one of them."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from trainer.audit.records import RunRecord
+from trainer.strategies.hosting import RunBroken, StopFlag
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.05
+JOIN_SECONDS = 1.0  # for all threads together, once they have been told to end
+
+
+class ReplicaThreads:
+    """Runs `body(replica_id)` in a thread for each replica.
+
+    Guarantees: no body begins before all threads exist; when `run` returns or raises, `ended` is set and every thread
+    that does not hang has ended.
+
+    Attributes:
+        ended: a replica raised, or the run is to be stopped: bodies begin no further step.
+        seconds: from the common start to when the last replica was through.
+
+    Args:
+        abort: wakes replicas that wait for each other; they raise `threading.BrokenBarrierError`, or end.
+        report: called by the main thread, about twenty times a second and once after the last step.
+    """
+
+    def __init__(
+        self,
+        record: RunRecord,
+        body: Callable[[int], None],
+        *,
+        abort: Callable[[], None],
+        report: Callable[[], None],
+        stop: StopFlag,
+        stall_seconds: float,
+    ) -> None:
+        self.ended = threading.Event()
+        self.seconds = 0.0
+        self._record, self._body = record, body
+        self._abort, self._report = abort, report
+        self._stop, self._stall_seconds = stop, stall_seconds
+        self._go = threading.Event()
+        self._errors: queue.SimpleQueue[RunBroken] = queue.SimpleQueue()
+        self._finished = [0.0] * record.num_replicas  # when each replica was through; its own element only
+
+    def run(self) -> None:
+        """Start the replicas together and come back when all are through, or have been stopped.
+
+        Raises:
+            RunBroken: a replica raised, or none finished a step for `stall_seconds`.
+        """
+        threads = [
+            threading.Thread(target=self._replica, args=(own,), name=f"replica-{own}", daemon=True)
+            for own in range(self._record.num_replicas)
+        ]
+        for thread in threads:
+            thread.start()
+        started = time.perf_counter()
+        self._go.set()
+        try:
+            self._watch(threads)
+        finally:
+            self.ended.set()
+            self._abort()
+            deadline = time.monotonic() + JOIN_SECONDS
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        self.seconds = max(0.0, max(self._finished) - started)
+
+    def _replica(self, own: int) -> None:
+        try:
+            self._go.wait()
+            self._body(own)
+        except threading.BrokenBarrierError:
+            # Another replica raised or the run is being stopped; whoever caused it has said so.
+            log.debug("replica %d left a broken barrier", own)
+        except Exception as error:
+            message = f"replica {own} raised {type(error).__name__}: {error}"
+            log.exception(message)
+            self._errors.put(RunBroken("crash", message, own, self._record.replicas[own].steps_done))
+        finally:
+            self._finished[own] = time.perf_counter()
+
+    def _watch(self, threads: list[threading.Thread]) -> None:
+        """Report and look for trouble until every replica is through."""
+        moved, moved_at = -1, time.monotonic()
+        while (alive := [thread for thread in threads if thread.is_alive()]) and not self._stop.is_set():
+            self._raise_errors()
+            self._report()
+            done = self._record.micro_steps_done
+            if done != moved:
+                moved, moved_at = done, time.monotonic()
+            elif time.monotonic() - moved_at > self._stall_seconds:
+                faulthandler.dump_traceback(sys.stderr, all_threads=True)
+                raise RunBroken(
+                    "deadlock",
+                    f"no replica finished a step for {self._stall_seconds:g} s (train.stall_seconds); "
+                    "the stacks are in console.log",
+                    step=self._record.steps_done,
+                )
+            alive[0].join(POLL_SECONDS)
+        self._raise_errors()
+        self._report()
+
+    def _raise_errors(self) -> None:
+        if not self._errors.empty():
+            raise self._errors.get()

@@ -1,0 +1,67 @@
+"""What a step needs of a model, whoever built it: its initial values, and a call that is a pure function of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import keras
+from keras import ops
+
+from trainer.state.layout import Floats
+
+Tensor = Any  # of the backend
+
+
+@dataclass(frozen=True)
+class Named:
+    """One variable's name, and its value before the first update: float32."""
+
+    name: str
+    value: Floats
+
+
+class Network(Protocol):
+    @property
+    def weights(self) -> Sequence[Named]: ...
+
+    @property
+    def statistics(self) -> Sequence[Named]: ...
+
+    def call(
+        self, weights: Sequence[Tensor], statistics: Sequence[Tensor], x: Tensor, *, training: bool
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Logits [batch, classes] in the compute dtype, and the statistics after the call.
+
+        Thread-safety: read-only, but it may be traced by one thread at a time.
+        """
+
+
+class KerasNetwork:
+    """A Keras model, through `stateless_call`.
+
+    Raises:
+        TypeError: the model has a variable that is not float32, which the flat vector cannot hold.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        for variable in model.variables:
+            if variable.dtype != "float32":
+                hint = " Use models.dropout.Dropout, which needs no state." if "seed" in variable.path else ""
+                raise TypeError(
+                    f"variable {variable.path} is {variable.dtype}; shared variables have to be float32.{hint}"
+                )
+        self.weights: Sequence[Named] = [_named(variable) for variable in model.trainable_variables]
+        self.statistics: Sequence[Named] = [_named(variable) for variable in model.non_trainable_variables]
+
+    def call(
+        self, weights: Sequence[Tensor], statistics: Sequence[Tensor], x: Tensor, *, training: bool
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        logits, after = self._model.stateless_call(weights, statistics, x, training=training)
+        return logits, after
+
+
+def _named(variable: keras.Variable) -> Named:
+    return Named(variable.path, ops.convert_to_numpy(variable.value))

@@ -1,0 +1,189 @@
+"""A user's own multi-threaded PyTorch loop, under the audit.
+
+The loop keeps its threads' body, its data and its locks. It gives up two things: its module, of which every thread has
+a copy whose parameters are that thread's snapshot of the shared vector; and its optimizer's step, which becomes one
+call on the shared vector. That is where shared state is read and written, so that is where the audit stands.
+
+    class Loop:                                       # workload._target_=my_loop.Loop
+        def __init__(self, num_replicas, seed):
+            self.module = torch.nn.Sequential(...)    # as before
+            self.lock = threading.Lock()              # as before
+
+        def run(self, replica, steps):                # the body of one thread
+            for step in range(steps):
+                with self.lock:
+                    replica.read()                    # before: nothing, the module was shared
+                loss = loss_of(replica.module, ...)   # before: self.module
+                loss.backward()
+                with self.lock:
+                    replica.add(loss)                 # before: optimizer.step()
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.audit.recorder import Recorder
+from trainer.audit.records import RunRecord
+from trainer.bring import bring
+from trainer.config import Config, ConfigError
+from trainer.state import layout as layouts
+from trainer.state.layout import Layout
+from trainer.strategies.hosting import RunBroken, StopFlag, Watcher
+from trainer.strategies.replica_threads import ReplicaThreads
+from trainer.updates import optimizers
+from trainer.updates.shared_vector import SharedVector
+
+NO_PROBE = np.zeros(1, np.float32)  # logits are the loop's own affair, so their dtype is not read off
+
+
+class Loop(Protocol):
+    """What a user brings: built with `num_replicas`, `seed` and `workload.arguments`. It may also have `abort()`, which
+    is to wake threads that wait for each other when the run has to end."""
+
+    module: torch.nn.Module
+
+    def run(self, replica: LoopReplica, steps: int) -> None:
+        """The body of one thread: `steps` updates."""
+
+
+class LoopReplica:
+    """One thread's end of the shared variables.
+
+    Attributes:
+        module: this thread's copy; parameters and float32 buffers are its snapshot.
+
+    Thread-safety: its own thread only. `read`, `add` and `replace` lock nothing: that is the loop's part.
+    """
+
+    def __init__(
+        self, replica_id: int, module: torch.nn.Module, shared: SharedVector, recorder: Recorder, ended: threading.Event
+    ) -> None:
+        self.replica_id = replica_id
+        self.module = module
+        self._shared, self._recorder, self._ended = shared, recorder, ended
+        self._workspace = shared.replica(replica_id, whole=True)
+        self._statistics = shared.layout.regions["statistics"]
+        self._statistics_read = torch.empty(0)
+        self._read_canaries = torch.from_numpy(shared.layout.read_canaries.reshape(-1))
+        self._own = torch.from_numpy(shared.layout.own_canaries(replica_id))
+        self._parameters = list(module.parameters())
+        _become(module, shared.layout, self._workspace.snapshot)
+        self.read()
+
+    def read(self) -> None:
+        """Copy the shared variables into this thread's module.
+
+        Raises:
+            threading.BrokenBarrierError: the run has to end; let it through.
+        """
+        if self._ended.is_set():
+            raise threading.BrokenBarrierError
+        with torch.no_grad():
+            self._shared.copy_to(self._workspace)
+            self._statistics_read = self._workspace.snapshot[self._statistics].clone()
+            self._canaries = self._workspace.snapshot.index_select(0, self._read_canaries)
+
+    def add(self, loss: Tensor) -> None:
+        """Apply the module's gradients to the current shared values, in place."""
+        with torch.no_grad():
+            self._contribute()
+            self._shared.add(self._workspace, self._shared.delta(self._workspace, base=self._shared.vector))
+            self._note(loss)
+
+    def replace(self, loss: Tensor) -> None:
+        """Apply the module's gradients to what was read, and put the result in place of the shared values."""
+        with torch.no_grad():
+            self._contribute()
+            read = self._workspace.snapshot.clone()
+            read[self._statistics] = self._statistics_read
+            self._shared.replace(self._workspace, read + self._shared.delta(self._workspace, base=read))
+            self._note(loss)
+
+    def _contribute(self) -> None:
+        """Gather gradients and changes of statistics, and clear the gradients."""
+        contribution = self._own.clone()
+        for segment, parameter in zip(self._shared.layout.of_kind("weight"), self._parameters, strict=True):
+            if parameter.grad is not None:
+                contribution[segment.span] = parameter.grad.reshape(-1)
+                parameter.grad = None
+        # Canaries have not changed in the snapshot, so they stay as they are.
+        contribution[self._statistics] += self._workspace.snapshot[self._statistics] - self._statistics_read
+        self._workspace.contribution = contribution
+
+    def _note(self, loss: Tensor) -> None:
+        row = np.concatenate([[np.float32(loss.item())], NO_PROBE, self._canaries.numpy()])
+        self._recorder.note(row.astype(np.float32), self._workspace.version, self._workspace.staleness)
+
+
+def train(config: Config, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
+    """Run the loop that `workload._target_` names in a thread for each replica, and fill `record`.
+
+    Raises:
+        ConfigError: what it names is no such loop.
+        RunBroken: a thread raised, stalled, or made another number of updates than `train.steps`.
+    """
+    key = f"workload._target_={config.workload._target_}"
+    loop: Loop = bring("workload", config.workload)(
+        num_replicas=config.num_replicas, seed=config.train.seed, **config.workload.arguments
+    )
+    if not isinstance(getattr(loop, "module", None), torch.nn.Module) or not callable(getattr(loop, "run", None)):
+        raise ConfigError(f"{key} must have `module`, a torch.nn.Module, and `run(replica, steps)`.")
+    shared = _shared(config, loop.module)
+    record.layout, record.initial, record.engine = shared.layout, shared.vector.numpy().copy(), "the loop's own"
+
+    def body(own: int) -> None:
+        recorder = Recorder(record.replicas[own], config.num_replicas, len(NO_PROBE))
+        try:
+            loop.run(LoopReplica(own, copy.deepcopy(loop.module), shared, recorder, threads.ended), config.train.steps)
+        finally:
+            recorder.flush()
+
+    def report() -> None:
+        watcher.progress(record)
+        kept = shared.layout.kept(shared.vector.numpy())
+        watcher.kept(record.steps_done, float(kept.sum()), sum(shared.commits))
+
+    abort = getattr(loop, "abort", lambda: None)
+    threads = ReplicaThreads(
+        record, body, abort=abort, report=report, stop=stop, stall_seconds=config.train.stall_seconds
+    )
+    threads.run()
+    record.duration_seconds = threads.seconds
+    record.copies = shared.vector.numpy()[np.newaxis].copy()
+    for replica in record.replicas:
+        if replica.steps_done != config.train.steps and not stop.is_set():
+            made = f"replica {replica.replica_id} made {replica.steps_done} updates"
+            raise RunBroken("crash", f"{key}: {made}, train.steps={config.train.steps}.", replica.replica_id)
+
+
+def _shared(config: Config, module: torch.nn.Module) -> SharedVector:
+    """The module's parameters and float32 buffers as one shared vector."""
+    rule = optimizers.build(config.optimizer)
+    parameters, statistics = list(module.named_parameters()), _statistics(module)
+    layout = layouts.plan(
+        [(name, tuple(parameter.shape)) for name, parameter in parameters],
+        [(name, tuple(buffer.shape)) for name, buffer in statistics],
+        rule.slots,
+        counter=rule.counts,
+        num_replicas=config.num_replicas,
+    )
+    values = [tensor.detach().numpy() for _, tensor in (*parameters, *statistics)]
+    return SharedVector(layout.pack(values), layout, rule)
+
+
+def _statistics(module: torch.nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, buffer) for name, buffer in module.named_buffers() if buffer.dtype == torch.float32]
+
+
+def _become(module: torch.nn.Module, layout: Layout, snapshot: Tensor) -> None:
+    """Make parameters and statistics views of the snapshot, so that a copy into it is a copy into the module."""
+    tensors = [*module.parameters(), *(buffer for _, buffer in _statistics(module))]
+    for segment, tensor in zip(layout.read_segments, tensors, strict=True):
+        tensor.data = snapshot[segment.span].view(segment.shape)
