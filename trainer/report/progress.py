@@ -1,0 +1,76 @@
+"""The progress bar of a run: steps, throughput and loss. Nothing at all where there is no terminal to draw it on."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trainer.audit.records import RunRecord
+from trainer.report import words
+
+# Drawing takes some milliseconds in which replicas that run Python wait, so it is done a few times a second only, and
+# by the caller: a thread that redraws by itself would interrupt the replicas at times of its own.
+SECONDS_BETWEEN_DRAWINGS = 0.25
+# Columns from which there is room for the time that remains.
+WIDE = 100
+
+
+class ProgressBar:
+    """One run's bar, from the start of the steps to their end.
+
+    Thread-safety: none; one thread draws.
+    """
+
+    def __init__(self, console: Console, title: str, steps: int) -> None:
+        self._quiet = not console.is_interactive
+        wide = console.width >= WIDE
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            *([TextColumn("steps")] if wide else []),
+            TextColumn("{task.fields[speed]} micro-steps/s"),
+            TextColumn("loss {task.fields[loss]}"),
+            *([TimeRemainingColumn()] if wide else []),
+            console=console,
+            auto_refresh=False,
+            disable=self._quiet,
+            expand=True,
+        )
+        self._task = self._progress.add_task(title, total=steps, speed="-", loss="-")
+        self._drawn_at = 0.0
+        # When micro-steps were first and last seen to be done, and how many: start-up, capture and the audit at the end
+        # are no part of the throughput.
+        self._first: tuple[float, int] | None = None
+        self._newest = (0.0, 0)
+
+    def start(self) -> None:
+        self._progress.start()
+        self._progress.refresh()
+
+    def update(self, record: RunRecord, *, last: bool = False) -> None:
+        """Draw where the run stands, if it is time to or for the `last` time."""
+        if self._quiet:
+            return
+        now, done = time.monotonic(), record.micro_steps_done
+        if done > self._newest[1]:
+            self._newest = now, done
+            self._first = self._first or self._newest
+        if now - self._drawn_at >= SECONDS_BETWEEN_DRAWINGS or last:
+            self._drawn_at = now
+            self._draw(record)
+
+    def stop(self) -> None:
+        """Leave the bar as it stands."""
+        self._progress.stop()
+
+    def _draw(self, record: RunRecord) -> None:
+        (began, before), (now, done) = self._first or self._newest, self._newest
+        speed = words.number((done - before) / (now - began) if now > began else None, 3)
+        steps = record.steps_done
+        losses = [float(replica.losses[steps - 1]) for replica in record.replicas if steps]
+        loss = words.number(sum(losses) / len(losses) if losses else None)
+        self._progress.update(self._task, completed=steps, speed=speed, loss=loss)
+        self._progress.refresh()

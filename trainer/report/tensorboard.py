@@ -1,0 +1,228 @@
+"""Which of a run's numbers go under which TensorBoard tag.
+
+The step of a point is the number of steps that came before what it shows: row 0 is the first step, at the initial
+weights, and an evaluation "at 200" is one after 200 steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.audit.gradients import GradientRow, gradient_rows
+from trainer.audit.records import WHOLE, Evaluation, RunRecord
+from trainer.audit.verdict import WORDS, Verdict
+from trainer.config import Config
+from trainer.report import buckets, markdown
+from trainer.report.buckets import Buckets
+from trainer.report.charts import CATEGORIES
+from trainer.report.events import EventFile
+from trainer.report.tags import DESCRIPTIONS, HYPERPARAMETERS, METRICS, hyperparameters
+
+# Final scalars: tag -> name among the verdict's metrics.
+FINAL_SCALARS = {
+    "updates/expected": "updates_expected",
+    "updates/kept": "updates_kept",
+    "updates/staleness_mean": "staleness_mean",
+    "updates/staleness_max": "staleness_max",
+    "gradients/error_max": "gradient_error_max",
+    "replicas/divergence_max": "replica_divergence_max",
+    "speed/micro_steps_per_second_mean": "micro_steps_per_second",
+}
+
+
+# Histograms of the staleness in a run: enough to see it change, few enough to be drawn one behind the other.
+HISTOGRAMS = 20
+
+
+class _Points:
+    """Which rows to write as points: the `first`, every `every`-th after it, and the very last at the end.
+
+    Each is a slice that ends with the row and starts after the previous one, for tags that sum up what lies between.
+    """
+
+    def __init__(self, every: int, first: int = 0) -> None:
+        self._every = every
+        self._next = first
+        self._written = 0
+
+    def due(self, complete: int, *, last: bool) -> list[slice]:
+        """The points that `complete` rows allow and that were not due before."""
+        rows = list(range(self._next, complete, self._every))
+        if rows:
+            self._next = rows[-1] + self._every
+        if last and complete > max(self._written, *(row + 1 for row in rows), 0):
+            rows.append(complete - 1)
+        ends = [self._written, *(row + 1 for row in rows)]
+        self._written = ends[-1]
+        return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
+
+
+class RunEvents:
+    """One run's event file: rows while it goes on, the audit's numbers and the texts at its end.
+
+    Thread-safety: none; one thread writes. Replicas may write their records meanwhile: only complete rows are read.
+    """
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self._file = EventFile(folder, DESCRIPTIONS)
+        self._file.session_started(hyperparameters(config), HYPERPARAMETERS, METRICS)
+        self._file.charts(CATEGORIES)
+        self._file.text(0, "train/config", markdown.config(config))
+        self._file.flush()
+        self._fail_on = config.fail_on
+        self._losses = _Points(config.train.log_every)
+        self._audited = _Points(config.train.log_every)
+        stretch = -(-config.train.steps // HISTOGRAMS)
+        self._stretches = _Points(stretch, first=stretch - 1)
+        self._torn_reads = 0
+        self._computed: dict[int, Counter[str]] = {}
+        self._clock: tuple[float, int] | None = None
+        self._success = False
+
+    def rows(self, record: RunRecord, *, last: bool = False) -> None:
+        """Write the points that are due since the previous call; `last` adds the last row."""
+        losses = self._losses.due(record.steps_done, last=last)
+        for point in losses:
+            self._file.scalars(point.stop - 1, _losses(record, point.stop - 1))
+        # None at the end: what the audit took by then is not the replicas' time.
+        if not last and (speed := self._speed(record.micro_steps_done, due=bool(losses))):
+            self._file.scalars(losses[-1].stop - 1, speed)
+        complete = _rows_audited(record)
+        stretches = self._stretches.due(complete, last=last)
+        for point in stretches:
+            self._file.histograms(point.stop - 1, _staleness_histograms(record, point))
+        audited = self._audited.due(complete, last=last)
+        for point in audited:
+            self._file.scalars(point.stop - 1, self._updates(record, point))
+        if audited:
+            self._file.scalars(audited[-1].stop - 1, self._computed_bits(record))
+        if losses or audited or stretches:
+            self._file.flush()
+
+    def kept(self, step: int, kept: float, made: int) -> None:
+        self._file.scalars(step, _kept(kept, made))
+        self._file.flush()
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        values = {"train/accuracy": evaluation.accuracy, "train/held_out_loss": evaluation.loss}
+        self._file.scalars(evaluation.step, values)
+        self._file.flush()
+
+    def finished(self, record: RunRecord | None, verdict: Verdict) -> None:
+        """Write what only the end knows: the audit's numbers and the verdict."""
+        if record is not None:
+            self.rows(record, last=True)
+            references = gradient_rows(record)
+            for reference in references:
+                self._file.scalars(reference.step, _gradients(reference))
+            self._file.histograms(record.steps_done, _norm_histograms(references))
+        step = record.steps_done if record is not None else 0
+        self._file.scalars(step, _final(verdict))
+        self._file.text(step, "replicas/verdict", markdown.verdict(verdict, self._fail_on))
+        self._file.flush()
+        self._success = verdict.error is None
+
+    def close(self) -> None:
+        """End the run's row in the HParams table, as failed if it did not finish or broke, and close the file."""
+        self._file.session_ended(success=self._success)
+        self._file.close()
+
+    def _updates(self, record: RunRecord, point: slice) -> dict[str, float]:
+        values = {tag: float(staleness.mean()) for tag, staleness in _staleness("updates/staleness", record, point)}
+        for replica in record.replicas:
+            self._torn_reads += int(np.count_nonzero(replica.read_state[point] != WHOLE))
+        return {**values, "updates/torn_reads": self._torn_reads}
+
+    def _computed_bits(self, record: RunRecord) -> dict[str, float]:
+        """Mean bits of the dtypes that each replica computed in since the previous point."""
+        values: dict[str, float] = {}
+        for replica in record.replicas:
+            now = Counter(replica.computed)
+            since = now - self._computed.get(replica.replica_id, Counter())
+            self._computed[replica.replica_id] = now
+            sized = [(int(size[0]), steps) for dtype, steps in since.items() if (size := re.search(r"\d+$", dtype))]
+            if sized:
+                mean = sum(bits * steps for bits, steps in sized) / sum(steps for _, steps in sized)
+                values[f"precision/computed_bits/replica_{replica.replica_id}"] = mean
+        return values
+
+    def _speed(self, done: int, *, due: bool) -> dict[str, float]:
+        now = time.monotonic()
+        if self._clock is None:
+            # Start-up and capture came before the first micro-steps that are seen.
+            self._clock = (now, done) if done else None
+            return {}
+        then, before = self._clock
+        if not due or now <= then:
+            return {}
+        self._clock = now, done
+        return {"speed/micro_steps_per_second": (done - before) / (now - then)}
+
+
+def _rows_audited(record: RunRecord) -> int:
+    """Rows whose audit columns are complete in every replica; they are read off in blocks, `computed` last."""
+    return min(replica.computed.total() for replica in record.replicas)
+
+
+def _losses(record: RunRecord, row: int) -> dict[str, float]:
+    losses = {f"train/loss/replica_{replica.replica_id}": float(replica.losses[row]) for replica in record.replicas}
+    return {**losses, "train/loss": sum(losses.values()) / len(losses)}
+
+
+def _staleness(tag: str, record: RunRecord, rows: slice) -> Iterator[tuple[str, NDArray[np.int32]]]:
+    """The staleness that was recorded in some rows: each replica's, and all replicas' under the tag itself."""
+    recorded = {f"{tag}/replica_{replica.replica_id}": replica.staleness[rows] for replica in record.replicas}
+    recorded[tag] = np.concatenate(list(recorded.values()))
+    for name, staleness in recorded.items():
+        if (known := staleness[staleness >= 0]).size:
+            yield name, known
+
+
+def _staleness_histograms(record: RunRecord, rows: slice) -> dict[str, Buckets]:
+    found = _staleness("updates/staleness_histogram", record, rows)
+    return {tag: buckets.of_counts(staleness) for tag, staleness in found}
+
+
+def _norm_histograms(references: Sequence[GradientRow]) -> dict[str, Buckets]:
+    """Each replica's gradient norms, and all replicas'; none that are not finite, which have no place on an axis."""
+    norms: dict[str, list[float]] = defaultdict(list)
+    for reference in references:
+        for replica, norm in reference.norms.items():
+            if math.isfinite(norm):
+                norms[f"gradients/norm_histogram/replica_{replica}"].append(norm)
+    everyone = [norm for own in norms.values() for norm in own]
+    if everyone:
+        norms["gradients/norm_histogram"] = everyone
+    return {tag: buckets.of_numbers(np.array(own)) for tag, own in norms.items()}
+
+
+def _gradients(reference: GradientRow) -> dict[str, float]:
+    values = {f"gradients/norm/replica_{replica}": norm for replica, norm in reference.norms.items()}
+    values |= {f"gradients/error/replica_{replica}": error for replica, error in reference.errors.items()}
+    return values if reference.cosine_min is None else {**values, "gradients/cosine_min": reference.cosine_min}
+
+
+def _kept(kept: float, made: int) -> dict[str, float]:
+    values = {"updates/kept": kept, "updates/expected": float(made)}
+    return {**values, "updates/kept_share": kept / made} if made else values
+
+
+def _final(verdict: Verdict) -> dict[str, float]:
+    metrics = verdict.metrics
+    values = {tag: float(value) for tag, name in FINAL_SCALARS.items() if (value := metrics.get(name)) is not None}
+    kept, expected = metrics.get("updates_kept"), metrics.get("updates_expected")
+    if kept is not None and expected:
+        values |= _kept(kept, int(expected))
+    values["replicas/verdict_level"] = len(WORDS) - 1 - WORDS.index(verdict.verdict)
+    for row in verdict.precision:
+        values[f"precision/steps_off/replica_{row.replica}"] = row.steps_off
+    return values

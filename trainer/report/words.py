@@ -1,0 +1,130 @@
+"""The words in which the console, the log and TensorBoard tell a verdict. Standard library only."""
+
+from __future__ import annotations
+
+import math
+
+from trainer.audit.verdict import Anomaly, Covers, Error, Guarantee, Verdict, exit_status
+
+
+def told(guarantees: list[Guarantee]) -> list[Guarantee]:
+    """The guarantees that have something to say: held to, or looked at."""
+    return [
+        guarantee
+        for guarantee in guarantees
+        if guarantee.claimed or guarantee.required or guarantee.status not in ("not_checked", "not_applicable")
+    ]
+
+
+def untold(guarantees: list[Guarantee]) -> str:
+    """One line that names the guarantees which `told` leaves out, or nothing when there are none."""
+    quiet = [guarantee for guarantee in guarantees if guarantee not in told(guarantees)]
+    lines = []
+    for status, title in (("not_checked", "Not claimed and not checked"), ("not_applicable", "Not applicable")):
+        names = [guarantee.name for guarantee in quiet if guarantee.status == status]
+        if names:
+            lines.append(f"{title}: {', '.join(names)}.")
+    return " ".join(lines)
+
+
+def claimed(guarantee: Guarantee) -> str:
+    """Who holds the run to it: `yes` its mode or state holders, `required` only the user, `no` nobody."""
+    if guarantee.claimed:
+        return "yes"
+    return "required" if guarantee.required else "no"
+
+
+def covered(guarantee: Guarantee) -> str:
+    """What the status speaks of; nothing was looked at where it was not checked."""
+    return "-" if guarantee.status in ("not_checked", "not_applicable") else covers(guarantee.covers)
+
+
+def covers(what: Covers) -> str:
+    match what.kind:
+        case "this_run":
+            return "this run; other orders not tried"
+        case "only_order":
+            return "the only order"
+        case "all_orders":
+            return "all orders" if what.orders is None else f"all {what.orders:,} orders"
+        case "bounded":
+            orders = "" if what.orders is None else f"{what.orders:,} orders: "
+            bound = (
+                "within the bound"
+                if what.preemptions is None
+                else f"with at most {_some(what.preemptions, 'preemption')}"
+            )
+            return f"{orders}all {bound}"
+
+
+def seen(anomaly: Anomaly) -> str:
+    """`37 of 400 (where)`: how often, and where."""
+    often = share(anomaly.count, anomaly.of)
+    return f"{often} ({anomaly.where})" if anomaly.where else often
+
+
+def told_of(anomaly: Anomaly) -> list[tuple[str, str]]:
+    """What else there is to tell of an anomaly, under titles."""
+    parts = (("witness", anomaly.witness), ("replay", anomaly.replay), ("remedy", anomaly.remedy))
+    return [(title, text) for title, text in parts if text]
+
+
+def error(what: Error) -> str:
+    """`crash in replica 1 at step 17: message`, as far as it is known."""
+    replica = "" if what.replica is None else f" in replica {what.replica}"
+    step = "" if what.step is None else f" at step {what.step}"
+    return f"{what.kind}{replica}{step}: {' '.join(what.message.split())}"
+
+
+def exit_meaning(verdict: Verdict, fail_on: str) -> str:
+    """The exit status that follows from a verdict, and why."""
+    if verdict.error is not None and verdict.error.kind == "interrupted":
+        return "exit status 130 after Ctrl-C, 143 after SIGTERM"
+    status = exit_status(verdict, fail_on)
+    if verdict.verdict == "upheld":
+        return f"exit status {status}"
+    why = {
+        0: f"fail_on={fail_on} lets it pass",
+        1: f"fail_on={fail_on}",
+        2: "bad configuration or input",
+        3: "the run broke",
+    }[status]
+    return f"exit status {status}: {why}"
+
+
+def number(value: object, digits: int = 4) -> str:
+    """A measured number, short; `-` where nothing was measured."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def share(kept: object, expected: object) -> str:
+    """`37 of 400`; a dash alone where updates were not counted."""
+    found = number(kept)
+    return found if found == "-" else f"{found} of {number(expected)}"
+
+
+def measured(verdict: Verdict) -> str:
+    """The run's main numbers on one line, those that were measured."""
+    run, metrics = verdict.run, verdict.metrics
+    steps, done = run.get("steps"), metrics.get("steps_done", run.get("steps"))
+    mean, largest = metrics.get("staleness_mean"), metrics.get("staleness_max")
+    kept, speed = metrics.get("updates_kept"), metrics.get("micro_steps_per_second")
+    of_all = number(steps) if done == steps else share(done, steps)
+    parts: list[tuple[object, str]] = [
+        (steps, f"{_some(run.get('num_replicas'), 'replica')} x {of_all} steps"),
+        *((metrics.get(name), f"{name} {number(metrics.get(name))}") for name in ("loss", "accuracy")),
+        (kept, f"updates kept {share(kept, metrics.get('updates_expected'))}"),
+        (mean, f"staleness mean {number(mean, 3)}, max {number(largest)}"),
+        (speed, f"{number(speed)} micro-steps/s"),
+    ]
+    return "; ".join(text for value, text in parts if value is not None)
+
+
+def _some(count: object, thing: str) -> str:
+    return f"{number(count)} {thing}" if count == 1 else f"{number(count)} {thing}s"
