@@ -1,0 +1,115 @@
+"""The worked examples of bringing one's own parts, run as the README runs them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from command import Command, verdict
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "scripts" / "examples"
+QUICK = ["train.steps=60", "hydra.run.dir=run"]
+HELD = "require=[no_lost_updates,no_torn_reads,atomic_updates]"
+
+
+@pytest.fixture
+def examples(command: Command) -> Command:
+    """A command in a folder of the user's that holds the examples."""
+    shutil.copytree(EXAMPLES, command.folder, dirs_exist_ok=True)
+    return command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model._target_=bring_model.keras_model"],
+        ["model._target_=bring_model.keras_model", "strategy=mirrored", "+model.arguments.width=32"],
+        ["model._target_=bring_model.torch_module"],
+        ["model._target_=bring_model.torch_module", "precision=mixed_bfloat16", "update_mode=locked"],
+        ["data._target_=bring_data.two_moons", "model.hidden=[32]", "+data.arguments.samples=500"],
+        ["update_mode._target_=bring_update_mode.TicketLocked", HELD],
+        ["workload._target_=own_loop.Loop", HELD],
+    ],
+    ids=" ".join,
+)
+def test_an_example_is_upheld(examples: Command, arguments: list[str]) -> None:
+    ended = examples(*arguments, *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = verdict(examples.folder / "run")
+    assert found["verdict"] == "upheld"
+    assert found["metrics"]["updates_kept"] == 120
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["update_mode._target_=bring_update_mode.TicketLocked", "+update_mode.arguments.careless=true"],
+        ["workload._target_=own_loop.Loop", "+workload.arguments.careless=true"],
+    ],
+    ids=" ".join,
+)
+def test_a_careless_example_is_caught(examples: Command, arguments: list[str]) -> None:
+    # Free-running, but eight replicas that write back what they read long ago lose updates in every run.
+    ended = examples(*arguments, HELD, "num_replicas=8", "train.batch_size=16", *QUICK)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    found = verdict(examples.folder / "run")
+    assert found["verdict"] == "violated"
+    assert found["anomalies"][0]["kind"] == "overwritten_update"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["model._target_=bring_models.keras_model"],
+            "model._target_=bring_models.keras_model cannot be found: no module 'bring_models' in the working "
+            "directory or the environment.",
+        ),
+        (
+            ["model._target_=bring_model.keras_modell"],
+            "model._target_=bring_model.keras_modell cannot be found: bring_model has no 'keras_modell'. "
+            "Did you mean 'keras_model'?",
+        ),
+        (["model._target_=keras_model"], "model._target_ takes MODULE.NAME, as in my_parts.build; got 'keras_model'."),
+        (
+            ["model._target_=bring_model.torch_module", "strategy=mirrored"],
+            "model._target_=bring_model.torch_module must return a keras.Model under strategy=mirrored; "
+            "got Sequential.",
+        ),
+        (
+            ["update_mode=custom"],
+            "update_mode=custom needs update_mode._target_=MODULE.NAME, which says what to bring.",
+        ),
+        (
+            ["update_mode._target_=bring_update_mode.TicketLocked", "strategy=mirrored"],
+            "update_mode=custom needs strategy=threads: a mode of your own is written over the vector that threads "
+            "share. strategy=mirrored takes all_reduce, unreduced, first_replica, reassigned_sum, unscaled_sum.",
+        ),
+        (
+            ["workload._target_=own_loop.Loop", "update_mode=locked"],
+            "update_mode=locked does not go with workload=custom: a loop of your own does its own locking. "
+            "Leave update_mode out.",
+        ),
+        (
+            ["workload._target_=own_loop.Loop", "strategy=mirrored"],
+            "workload=custom needs strategy=threads: it is a loop over threads of one process.",
+        ),
+        (
+            ["data._target_=bring_model.keras_model"],
+            None,
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_brought_is_told_in_one_line(
+    examples: Command, arguments: list[str], message: str | None
+) -> None:
+    ended = examples(*arguments, *QUICK)
+    assert ended.returncode == (2 if message else 3), ended.stdout + ended.stderr
+    if message:
+        assert message in " ".join((ended.stdout + ended.stderr).split())
+        assert "Traceback" not in ended.stdout + ended.stderr

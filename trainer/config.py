@@ -1,0 +1,268 @@
+"""The schema of a run: every key with its default, unit and range. What binds keys together is in `trainer/rules.py`.
+
+Standard library only, so that `--help` and a configuration error load no framework. Hydra fills these dataclasses
+(`trainer/cli.py` registers them); past that point the rest of the program sees a `Config` and never a `DictConfig`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.updates.mechanisms import MODES
+
+STRATEGIES = ("threads", "mirrored")
+PRECISIONS = ("float32", "mixed_bfloat16")
+# The mechanisms that each `state.*` key takes, safest first; `safe` stands for the first.
+HOLDERS: dict[str, tuple[str, ...]] = {
+    "precision": ("explicit",),
+    "gradients": ("per_replica",),
+    "random_numbers": ("derived",),
+    "batch_statistics": ("transactional",),
+    "cursor": ("sharded",),
+}
+
+
+class ConfigError(ValueError):
+    """A user's mistake, told in one line: the key, what came, what fits, what to do."""
+
+
+@dataclass
+class Strategy:
+    name: str = "threads"
+
+
+@dataclass
+class UpdateMode:
+    name: str = "all_reduce"
+
+
+@dataclass
+class Precision:
+    """What the layers are asked to compute in; variables are float32 in both."""
+
+    name: str = "float32"
+
+
+@dataclass
+class State:
+    """Who holds each kind of replica state: `safe`, or a mechanism's name."""
+
+    precision: str = "safe"
+    gradients: str = "safe"
+    random_numbers: str = "safe"
+    batch_statistics: str = "safe"
+    cursor: str = "safe"
+
+
+@dataclass
+class Custom:
+    """A part that the user brings."""
+
+    name: str = "custom"
+    # MODULE.NAME of a function or class, found from the working directory.
+    _target_: str = ""
+    # Keyword arguments for it, as in +model.arguments.width=64.
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Linear:
+    name: str = "linear"
+
+
+@dataclass
+class Mlp:
+    name: str = "mlp"
+    # Units of each hidden layer, input to output; each at least 1.
+    hidden: list[int] = field(default_factory=lambda: [64])
+    # Share dropped in training, from 0 up to but without 1. mlp: of each hidden layer's activations; transformer: of
+    # the embedded patches, of attention weights and of what each branch adds.
+    dropout: float = 0.0
+
+
+@dataclass
+class Cnn:
+    name: str = "cnn"
+    # Filters of each 3x3 convolution, each followed by a 2x2 max-pooling; each at least 1.
+    filters: list[int] = field(default_factory=lambda: [16, 32])
+    # none, batch (each replica's own batch), sync_batch (the joint batch; mirrored only) or group.
+    normalization: str = "batch"
+
+
+@dataclass
+class Transformer:
+    name: str = "transformer"
+    # Side of a patch in pixels; divides the image's height and width.
+    patch: int = 2
+    # Size of a patch's vector; at least 1.
+    width: int = 32
+    # Attention heads; divides model.width.
+    heads: int = 4
+    # Blocks of attention and MLP; at least 1.
+    depth: int = 2
+    dropout: float = 0.1
+
+
+@dataclass
+class Digits:
+    """scikit-learn's bundled handwritten digits: 1,797 images of 8x8 pixels, 10 classes."""
+
+    name: str = "digits"
+    # Share of the samples kept out of training for `accuracy`, above 0 and below 1. Unused where a file has a test set.
+    held_out: float = 0.2
+
+
+@dataclass
+class Synthetic:
+    """Noisy class centres drawn from `train.seed`."""
+
+    name: str = "synthetic"
+    # Samples in all, training and held-out together; at least 2.
+    samples: int = 2048
+    # Shape of one sample: [features], or [height, width, channels] for an image model.
+    shape: list[int] = field(default_factory=lambda: [8, 8, 1])
+    # Number of classes, at least 2. npz takes 0 as well: one more than the largest label.
+    classes: int = 10
+    # Standard deviation of the noise round a class centre; the centres' own is 1.
+    noise: float = 1.0
+    held_out: float = 0.2
+
+
+@dataclass
+class Npz:
+    """A user's arrays: x and y, or train_x and train_y with or without test_x and test_y."""
+
+    name: str = "npz"
+    # File of arrays, as numpy.savez writes it. mnist needs none: Keras downloads it, once.
+    path: str = ""
+    held_out: float = 0.2
+    classes: int = 0
+
+
+@dataclass
+class Mnist:
+    """MNIST's handwritten digits: 60,000 images of 28x28 pixels and 10,000 to test on, 10 classes."""
+
+    name: str = "mnist"
+    path: str = ""
+
+
+@dataclass
+class Sgd:
+    name: str = "sgd"
+    # Above 0.
+    learning_rate: float = 0.1
+
+
+@dataclass
+class Momentum:
+    name: str = "momentum"
+    learning_rate: float = 0.03
+    # From 0 up to but without 1.
+    momentum: float = 0.9
+
+
+@dataclass
+class Adam:
+    name: str = "adam"
+    learning_rate: float = 0.003
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-7
+
+
+@dataclass
+class Schedule:
+    """Who goes next. `free`: the operating system."""
+
+    name: str = "free"
+
+
+@dataclass
+class Workload:
+    """What the replicas do. `train`: train the model."""
+
+    name: str = "train"
+
+
+@dataclass
+class Audit:
+    # none (nothing is recorded but the loss), counters, or full (also every element's sum, and the history in a file).
+    name: str = "counters"
+    # Steps between gradient references: cosines between replicas, error against the joint batch's gradient. At least 1.
+    reference_every: int = 50
+    # Memory that references may take before the rest is skipped (the verdict says how many), in MiB.
+    reference_mebibytes: int = 256
+    # Times the whole run is made, to compare the bits it ends in; from 1 to 100.
+    repeat: int = 1
+
+
+@dataclass
+class Train:
+    # Steps that every replica takes; at least 1.
+    steps: int = 200
+    # Samples per replica and step; at least 1. The last short batch of an epoch is dropped.
+    batch_size: int = 32
+    # Seed of initial weights, batch plan and random numbers; from 0 to 2**31 - 1.
+    seed: int = 0
+    # Steps between evaluations on the held-out samples; 0 evaluates at the end only.
+    evaluate_every: int = 0
+    # Steps between rows in TensorBoard; at least 1.
+    log_every: int = 10
+    # Intra-op threads of each replica; 0 shares the machine's cores out evenly (at least one each).
+    threads_per_replica: int = 0
+    # Seconds without a finished step after which the run is ended as deadlocked; above 0.
+    stall_seconds: float = 120.0
+    # Seconds after which the run is ended however it fares; 0 never.
+    timeout_seconds: float = 0.0
+
+
+@dataclass
+class Config:
+    strategy: Strategy = field(default_factory=Strategy)
+    update_mode: Any = field(default_factory=UpdateMode)
+    # Replicas, 1 to 64.
+    num_replicas: int = 2
+    model: Any = field(default_factory=Mlp)
+    data: Any = field(default_factory=Digits)
+    optimizer: Any = field(default_factory=Sgd)
+    precision: Precision = field(default_factory=Precision)
+    state: State = field(default_factory=State)
+    schedule: Schedule = field(default_factory=Schedule)
+    workload: Any = field(default_factory=Workload)
+    audit: Audit = field(default_factory=Audit)
+    train: Train = field(default_factory=Train)
+    # The mildest verdict that exits with status 1: violated, anomaly, inconclusive or never.
+    fail_on: str = "violated"
+    # Guarantees to be held to besides the ones that the update mode claims.
+    require: list[str] = field(default_factory=list)
+
+
+# The built-in options of every group. One table: Hydra's groups, `show` and the messages are made from it.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "strategy": {name: Strategy(name) for name in STRATEGIES},
+    "update_mode": {name: Custom() if name == "custom" else UpdateMode(name) for name in MODES},
+    "precision": {name: Precision(name) for name in PRECISIONS},
+    "model": {"linear": Linear(), "mlp": Mlp(), "cnn": Cnn(), "transformer": Transformer(), "custom": Custom()},
+    "data": {"digits": Digits(), "synthetic": Synthetic(), "npz": Npz(), "mnist": Mnist(), "custom": Custom()},
+    "optimizer": {"sgd": Sgd(), "momentum": Momentum(), "adam": Adam()},
+    "schedule": {"free": Schedule()},
+    "workload": {"train": Workload(), "custom": Custom()},
+    "audit": {"none": Audit("none"), "counters": Audit(), "full": Audit("full")},
+    "state": {"safe": State()},
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def mechanism(config: Config, key: str) -> str:
+    """The mechanism that holds one kind of replica state: `safe` resolved to its name."""
+    asked: str = getattr(config.state, key)
+    return HOLDERS[key][0] if asked == "safe" else asked

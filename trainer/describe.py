@@ -1,0 +1,63 @@
+"""What a verdict says of the run that it is about, as far as the configuration knows it. Imports no framework."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+from trainer.config import HOLDERS, Config, Custom, mechanism
+
+PACKAGES = {"threads": ("keras", "torch", "numpy"), "mirrored": ("keras", "tensorflow", "numpy")}
+
+
+def describe(config: Config, command: str) -> dict[str, Any]:
+    """`run` of `verdict.json`. `engine` and `duration_seconds` are for whoever ran it to fill in.
+
+    Args:
+        command: what a user types to do this run again.
+    """
+    return {
+        "command": command,
+        "workload": _label(config.workload),
+        "strategy": config.strategy.name,
+        "engine": None,
+        "update_mode": _label(config.update_mode),
+        "num_replicas": config.num_replicas,
+        "model": _label(config.model),
+        "data": _label(config.data),
+        "optimizer": config.optimizer.name,
+        "precision": config.precision.name,
+        "state": {key: mechanism(config, key) for key in HOLDERS},
+        "schedule": config.schedule.name,
+        "audit": config.audit.name,
+        "steps": config.train.steps,
+        "batch_size": config.train.batch_size,
+        "seed": config.train.seed,
+        "threads_per_replica": threads_per_replica(config),
+        "duration_seconds": None,
+        "versions": _versions(config),
+    }
+
+
+def _label(option: Any) -> str:
+    """What an option is called: its name, or what the user brings."""
+    label: str = (isinstance(option, Custom) and option._target_) or option.name
+    return label
+
+
+def threads_per_replica(config: Config) -> int:
+    """Intra-op threads of each replica: as asked, or an even share of the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.train.threads_per_replica or max(1, cores // max(1, config.num_replicas))
+
+
+def _versions(config: Config) -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES.get(config.strategy.name, ()):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,232 @@
+"""The rules that bind the configuration's keys together. Standard library only; no framework is loaded to break one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from trainer.audit.guarantees import GUARANTEES, HINTS, checkable
+from trainer.bring import check
+from trainer.config import (
+    HOLDERS,
+    OPTIONS,
+    Cnn,
+    Config,
+    ConfigError,
+    Custom,
+    Npz,
+    Synthetic,
+    Transformer,
+    nearest,
+)
+from trainer.samples import Samples, samples
+from trainer.updates.mechanisms import MODES
+
+MAX_REPLICAS = 64
+NORMALIZATIONS = ("none", "batch", "sync_batch", "group")
+FAIL_ON = ("violated", "anomaly", "inconclusive", "never")
+
+
+def validate(config: Config) -> None:
+    """Hold a config to every rule that types alone cannot express.
+
+    Raises:
+        ConfigError: the first rule that is broken, in one line.
+    """
+    _validate_ranges(config)
+    _validate_choices(config)
+    _validate_brought(config)
+    _validate_mode(config)
+    _validate_model(config)
+    _validate_data(config)
+    _validate_required(config)
+
+
+def _at_least(key: str, value: float, least: float, advice: str = "") -> None:
+    if not value >= least:
+        raise ConfigError(f"{key} must be at least {least:g}; got {value:g}.{advice}")
+
+
+def _share(key: str, value: float, *, zero: bool) -> None:
+    if not (0 <= value < 1 if zero else 0 < value < 1):
+        fits = "from 0 up to but without 1" if zero else "above 0 and below 1"
+        raise ConfigError(f"{key} must be {fits}; got {value:g}.")
+
+
+def _one_of(key: str, value: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if value not in known:
+        raise ConfigError(f"{key} must be one of {', '.join(known)}; got '{value}'.{nearest(value, known)}")
+
+
+def _validate_ranges(config: Config) -> None:
+    train, audit = config.train, config.audit
+    if not 1 <= config.num_replicas <= MAX_REPLICAS:
+        raise ConfigError(f"num_replicas must be between 1 and {MAX_REPLICAS}; got {config.num_replicas}.")
+    for key in ("steps", "batch_size", "log_every"):
+        _at_least(f"train.{key}", getattr(train, key), 1)
+    for key in ("evaluate_every", "threads_per_replica", "timeout_seconds"):
+        _at_least(f"train.{key}", getattr(train, key), 0)
+    if not train.stall_seconds > 0:
+        raise ConfigError(f"train.stall_seconds must be above 0; got {train.stall_seconds:g}.")
+    if not 0 <= train.seed < 2**31:
+        raise ConfigError(f"train.seed must be between 0 and 2147483647; got {train.seed}.")
+    if train.steps >= 2**24:
+        # Canaries count in float32, which is exact up to 2**24 only.
+        raise ConfigError(f"train.steps must be below 16777216, where canaries stop counting; got {train.steps}.")
+    _at_least("audit.reference_every", audit.reference_every, 1)
+    _at_least("audit.reference_mebibytes", audit.reference_mebibytes, 1)
+    if not 1 <= audit.repeat <= 100:
+        raise ConfigError(f"audit.repeat must be between 1 and 100; got {audit.repeat}.")
+    optimizer = config.optimizer
+    if not 0 < optimizer.learning_rate < float("inf"):
+        raise ConfigError(f"optimizer.learning_rate must be above 0 and finite; got {optimizer.learning_rate:g}.")
+    for key in ("momentum", "beta_1", "beta_2"):
+        if hasattr(optimizer, key):
+            _share(f"optimizer.{key}", getattr(optimizer, key), zero=True)
+    if hasattr(optimizer, "epsilon") and not optimizer.epsilon > 0:
+        raise ConfigError(f"optimizer.epsilon must be above 0; got {optimizer.epsilon:g}.")
+
+
+def _validate_choices(config: Config) -> None:
+    _one_of("fail_on", config.fail_on, FAIL_ON)
+    for group in OPTIONS:
+        if group != "state":  # a preset; its keys follow
+            _one_of(group, getattr(config, group).name, OPTIONS[group])
+    for key, mechanisms in HOLDERS.items():
+        _one_of(f"state.{key}", getattr(config.state, key), ("safe", *mechanisms))
+
+
+def _validate_brought(config: Config) -> None:
+    """Hold what the user brings to being there and to going together; nothing is imported yet."""
+    own_loop = isinstance(config.workload, Custom)
+    for group in ("update_mode", "model", "data", "workload"):
+        option = getattr(config, group)
+        if not isinstance(option, Custom) or (group == "update_mode" and own_loop and not option._target_):
+            continue
+        if not option._target_:
+            raise ConfigError(f"{group}=custom needs {group}._target_=MODULE.NAME, which says what to bring.")
+        check(group, option)
+    if not own_loop:
+        return
+    if config.strategy.name != "threads":
+        raise ConfigError("workload=custom needs strategy=threads: it is a loop over threads of one process.")
+    mode = config.update_mode
+    if not isinstance(mode, Custom) or mode._target_:
+        given = mode._target_ if isinstance(mode, Custom) else mode.name
+        raise ConfigError(
+            f"update_mode={given} does not go with workload=custom: a loop of your own does its own locking. "
+            "Leave update_mode out."
+        )
+
+
+def _validate_mode(config: Config) -> None:
+    mode, strategy = MODES[config.update_mode.name], config.strategy.name
+    if strategy in mode.strategies:
+        return
+    fits = [name for name, other in MODES.items() if strategy in other.strategies and name != "custom"]
+    raise ConfigError(
+        f"update_mode={mode.name} needs strategy={' or '.join(mode.strategies)}: {mode.not_elsewhere} "
+        f"strategy={strategy} takes {', '.join(fits)}."
+    )
+
+
+def _validate_model(config: Config) -> None:
+    model = config.model
+    for key in ("hidden", "filters"):
+        for units in getattr(model, key, ()):
+            _at_least(f"model.{key}", units, 1)
+    for key in ("patch", "width", "heads", "depth"):
+        if hasattr(model, key):
+            _at_least(f"model.{key}", getattr(model, key), 1)
+    if hasattr(model, "dropout"):
+        _share("model.dropout", model.dropout, zero=True)
+    if isinstance(model, Transformer) and model.width % model.heads:
+        raise ConfigError(f"model.heads must divide model.width={model.width}; got {model.heads}.")
+    if not isinstance(model, Cnn):
+        return
+    if not model.filters:
+        raise ConfigError("model.filters must name at least one convolution; got []. Try model.filters=[16,32].")
+    _one_of("model.normalization", model.normalization, NORMALIZATIONS)
+    if model.normalization == "sync_batch" and config.strategy.name != "mirrored":
+        raise ConfigError(
+            "model.normalization=sync_batch needs strategy=mirrored: Keras has no synchronized BatchNormalization on "
+            "PyTorch. Try model.normalization=group."
+        )
+
+
+def _validate_data(config: Config) -> None:
+    data = config.data
+    if hasattr(data, "held_out"):
+        _share("data.held_out", data.held_out, zero=False)
+    if isinstance(data, Synthetic):
+        _at_least("data.samples", data.samples, 2)
+        _at_least("data.classes", data.classes, 2)
+        _at_least("data.noise", data.noise, 0)
+        if not data.shape or min(data.shape) < 1:
+            raise ConfigError(f"data.shape must list sizes of at least 1; got {data.shape}.")
+    if isinstance(data, Npz) and data.classes != 0:
+        _at_least("data.classes", data.classes, 2, " 0 takes one more than the largest label.")
+    try:
+        known = samples(data)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if known:
+        validate_samples(config, known)
+
+
+def validate_samples(config: Config, known: Samples) -> None:
+    """Hold a config to the data: as far as they can be told beforehand, or as they were loaded.
+
+    Raises:
+        ConfigError: the model cannot take their shape, or they do not fill a joint batch.
+    """
+    _validate_shape(config, known)
+    _validate_joint_batch(config, known)
+
+
+def _validate_shape(config: Config, known: Samples) -> None:
+    """Hold an image model to images that it can cut up."""
+    model, shape = config.model, known.shape
+    gives = f"data={config.data.name} gives {list(shape)}"
+    if isinstance(model, Cnn):
+        smallest = 2 ** len(model.filters)
+        if len(shape) != 3 or min(shape[:2]) < smallest:
+            raise ConfigError(
+                f"model=cnn with {len(model.filters)} poolings needs images of at least {smallest}x{smallest} as "
+                f"[height, width, channels]; {gives}."
+            )
+    if isinstance(model, Transformer):
+        if len(shape) != 3:
+            raise ConfigError(f"model=transformer needs images as [height, width, channels]; {gives}.")
+        side = math.gcd(*shape[:2])
+        if side % model.patch:
+            fits = [str(patch) for patch in range(1, side + 1) if side % patch == 0]
+            raise ConfigError(
+                f"model.patch must divide the images' height and width; got {model.patch}, and {gives}. "
+                f"It can be {', '.join(fits)}."
+            )
+
+
+def _validate_joint_batch(config: Config, known: Samples) -> None:
+    joint, num_train = config.num_replicas * config.train.batch_size, known.num_train
+    if joint > num_train:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size} x num_replicas={config.num_replicas} is a joint batch of "
+            f"{joint} samples, but data={config.data.name} has {num_train} to train on. "
+            + (
+                f"Try train.batch_size={num_train // config.num_replicas} or less."
+                if num_train >= config.num_replicas
+                else "Try fewer replicas."
+            )
+        )
+
+
+def _validate_required(config: Config) -> None:
+    can = checkable(config)
+    for name in config.require:
+        _one_of("require", name, GUARANTEES)
+        if name not in can:
+            hint = "It needs audit=counters." if config.audit.name == "none" else HINTS.get(name, "")
+            checks = ", ".join(can) or "nothing"
+            raise ConfigError(f"require={name} cannot be checked by this run, which checks {checks}. {hint}".strip())

@@ -1,0 +1,157 @@
+"""`python -m trainer show modes|state|guarantees|experiments`: the program's own tables, as it holds them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trainer.audit.guarantees import GUARANTEES
+from trainer.config import HOLDERS, nearest
+from trainer.experiments import experiments
+from trainer.updates.mechanisms import COLUMNS, MODES, Mechanism
+
+# Where no terminal says how wide it is: wide enough for every table.
+PIPE_COLUMNS = 220
+# Below this width the modes are two tables, mechanisms and claims.
+MODES_COLUMNS = 152
+
+NOT_YET = "not in this version"
+# State -> how it comes, what goes wrong, the safe way, and the key among HOLDERS that says who holds it here.
+STATE: tuple[tuple[str, str, str, str, str | None], ...] = (
+    (
+        "weights, optimizer slots",
+        "written without isolation",
+        "lost updates, torn reads, mixed weights",
+        "an update mode",
+        "update_mode",
+    ),
+    (
+        "batch statistics",
+        "same",
+        "lost updates in non-trainable state",
+        "inside the same transaction, or reduced",
+        "batch_statistics",
+    ),
+    (
+        "gradients",
+        "one .grad for all threads",
+        "replicas' gradients add up or vanish",
+        "a buffer per replica",
+        "gradients",
+    ),
+    (
+        "precision mode",
+        "module global; threading.local",
+        "leaks out of a scope; silently absent in replica threads",
+        "inherited by replicas, or passed explicitly",
+        "precision",
+    ),
+    ("loss scale", "shared counter", "growth and back-off decisions lost", "inside the transaction", None),
+    (
+        "random numbers",
+        "process-wide generator",
+        "masks repeat or depend on timing",
+        "derived from (seed, step, sample index in the joint batch)",
+        "random_numbers",
+    ),
+    ("data cursor", "one iterator for all", "samples seen twice or never", "shard by index", "cursor"),
+    (
+        "compiled-step identity",
+        "per-process counter, copied by fork",
+        "another function's body runs",
+        "content hash",
+        None,
+    ),
+)
+
+
+def show(arguments: list[str]) -> int:
+    """Print the table that the arguments name, and return the exit status."""
+    tables: dict[str, Callable[[int], list[Table]]] = {
+        "modes": _modes,
+        "state": _state,
+        "guarantees": _guarantees,
+        "experiments": _experiments,
+    }
+    if len(arguments) != 1 or arguments[0] not in tables:
+        came = " ".join(arguments) or "nothing"
+        print(f"trainer: show takes one of {', '.join(tables)}; got {came}.{nearest(came, tables)}", file=sys.stderr)
+        return 2
+    console = _console()
+    for table in tables[arguments[0]](console.width):
+        console.print(table)
+    return 0
+
+
+def _console() -> Console:
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
+    return Console(width=wide, highlight=False, markup=False, emoji=False)
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str | Text]], caption: str = "") -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+        caption=caption,
+        caption_justify="left",
+    )
+    for header, cells in zip(headers, zip(*rows, strict=True), strict=True):
+        # Names and single words keep their width, and texts share what is left.
+        table.add_column(header, no_wrap=not any(" " in str(cell) for cell in cells), overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _modes(width: int) -> list[Table]:
+    rows: list[dict[str, str | Text]] = [
+        {
+            "update_mode": mode.name,
+            "strategy": " ".join(mode.strategies),
+            "read under": mode.read_under,
+            "write based on": mode.base,
+            "write under": mode.write_under,
+            **{name.replace("_", "\n"): _claim(mode, name) for name in COLUMNS},
+        }
+        for mode in MODES.values()
+    ]
+    headers = tuple(rows[0])
+    mechanism = ("update_mode", "read under", "write based on", "write under")
+    claims = ("update_mode", *(header for header in headers if header not in mechanism))
+    tables = [headers] if width >= MODES_COLUMNS else [mechanism, claims]
+    return [_table(columns, [[row[column] for column in columns] for row in rows]) for columns in tables]
+
+
+def _claim(mode: Mechanism, guarantee: str) -> Text:
+    if guarantee in mode.not_applicable:
+        return Text("n/a", style="dim")
+    return Text("yes", style="green") if guarantee in mode.claims else Text("no", style="yellow")
+
+
+def _state(_width: int) -> list[Table]:
+    headers = ("state", "as it comes", "what goes wrong", "safe holder", "here")
+    caption = f"Chosen with state.KEY=safe or its name; KEY: {', '.join(HOLDERS)}."
+    return [_table(headers, [(*row, _holders(key)) for *row, key in STATE], caption)]
+
+
+def _holders(key: str | None) -> str:
+    if key is None:
+        return NOT_YET
+    return "every update_mode" if key == "update_mode" else ", ".join(HOLDERS[key])
+
+
+def _guarantees(_width: int) -> list[Table]:
+    return [_table(("guarantee", "what it says"), list(GUARANTEES.items()))]
+
+
+def _experiments(_width: int) -> list[Table]:
+    return [_table(("experiment", "what it does"), list(experiments().items()))]
