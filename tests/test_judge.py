@@ -88,6 +88,7 @@ def sum_every_element(record: RunRecord) -> None:
     """What `audit=full` adds: nothing was lost anywhere."""
     record.added = NOISE.normal(size=record.layout.size)
     record.initial = (record.copies[0] - record.added).astype(np.float32)
+    record.magnitudes = STEPS * np.abs(record.initial.astype(np.float64)) + np.abs(record.copies[0])
 
 
 def lose_inside_a_tensor(record: RunRecord) -> None:

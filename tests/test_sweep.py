@@ -134,10 +134,11 @@ def test_a_plot_that_cannot_be_drawn_costs_neither_table_nor_csv(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError("the font is gone")
+        raise RuntimeError("the font\nis gone")
 
     monkeypatch.setattr(plot, "draw", fail)
     add_run(tmp_path, 0, SAFE)
+    (tmp_path / sweep.PLOT_NAME).write_bytes(b"of other runs")
     lines = told(tmp_path)
     assert "no sweep.png: drawing it failed: RuntimeError: the font is gone" in lines
     assert any("upheld" in line for line in lines)

@@ -15,7 +15,9 @@ the state that the replicas share.
 
   python -m trainer                            the tour: five small runs, safe and unsafe, and one table
   python -m trainer KEY=VALUE ...              one run
-  python -m trainer -m KEY=A,B KEY=C,D ...     every combination, each in a process of its own; one table and sweep.csv
+  python -m trainer -m KEY=A,B KEY=C,D ...     every combination, each in a process of its own; one table, sweep.csv and
+                                               sweep.png
+  python -m trainer report FOLDER...           the same table, CSV and plot again, of runs and sweeps that are there
   python -m trainer show modes|state|guarantees|experiments
 """
 

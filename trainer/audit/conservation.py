@@ -38,27 +38,26 @@ class Unconserved:
 def unconserved(record: RunRecord) -> Unconserved | None:
     """Compare every element with what it should be; None unless `audit=full` kept the sums.
 
-    Every addition to an element rounds by at most half a unit in the last place of its value then. What the value was
-    on the way is not recorded: the variable's largest value at either end, doubled, stands for it.
+    Every addition to an element rounds by at most half a unit in the last place of what it makes. The magnitudes that
+    are summed for the bound are read beside the additions, where another replica may have written in between: so twice
+    the bound is allowed.
     """
-    if record.initial is None or record.copies is None or record.added is None:
+    if record.initial is None or record.copies is None or record.added is None or record.magnitudes is None:
         return None
-    layout, num_updates = record.layout, record.steps * record.num_replicas
+    layout = record.layout
     expected = record.initial.astype(np.float64) + record.added
+    allowed = 2 * HALF_ULP * record.magnitudes + np.finfo(np.float32).tiny
     count, where = 0, {}
     worst = Unconserved(0, 0, {})
     for segment in layout.segments:
-        values = record.copies[:, segment.span].astype(np.float64)
-        largest = max(np.abs(expected[segment.span]).max(), np.abs(record.initial[segment.span]).max())
-        off = np.abs(values - expected[segment.span])
+        off = np.abs(record.copies[:, segment.span].astype(np.float64) - expected[segment.span])
         # Not-a-number and infinity are off, whatever the bound.
-        beyond = ~(off <= num_updates * HALF_ULP * 2 * max(largest, np.finfo(np.float32).tiny))
+        beyond = ~(off <= allowed[segment.span])
         if beyond.any():
             where[segment.name] = int(beyond.sum())
             count += where[segment.name]
-            copy, element = np.unravel_index(
-                int(np.where(beyond, np.nan_to_num(off, nan=np.inf), -1).argmax()), off.shape
-            )
+            ranked = np.where(beyond, np.nan_to_num(off, nan=np.inf), -1)
+            copy, element = np.unravel_index(int(ranked.argmax()), off.shape)
             if not off[copy, element] <= worst.off:
                 worst = Unconserved(0, 0, {}, segment.name, int(element), int(copy), float(off[copy, element]))
     of = len(record.copies) * int(layout.is_value.sum())

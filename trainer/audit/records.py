@@ -99,6 +99,8 @@ class RunRecord:
         initial: float32 [layout.size], every copy before the first update; None before there is one.
         copies: float32 [num_copies, layout.size], the shared variables' copies at the end; None before.
         added: float64 [layout.size], the sum of all that replicas set out to add to each copy; only with `audit=full`.
+        magnitudes: float64 [layout.size], the sum of each value's magnitude after every addition, with `added`: what
+            rounding is in proportion to.
         references_skipped: references that did not fit `audit.reference_mebibytes`.
         duration_seconds: from the first step to the last, start-up and capture left out.
     """
@@ -111,6 +113,7 @@ class RunRecord:
     initial: Floats | None = None
     copies: Floats | None = None
     added: NDArray[np.float64] | None = None
+    magnitudes: NDArray[np.float64] | None = None
     references: list[Reference] = field(default_factory=list)
     references_skipped: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)

@@ -20,7 +20,7 @@ from rich.text import Text
 from trainer.audit.verdict import FILE_NAME
 from trainer.report import table
 from trainer.report.rows import Row, find
-from trainer.report.series import chart
+from trainer.report.series import Chart, chart
 
 CSV_NAME = "sweep.csv"
 PLOT_NAME = "sweep.png"
@@ -75,25 +75,30 @@ def plot(rows: list[Row], folder: Path, console: Console) -> bool:
     """
     path, drawn = folder / PLOT_NAME, chart(rows)
     if not drawn.series:
+        said, done = f"no {PLOT_NAME}: no run that ended by itself has numbers to draw.", True
+    else:
+        said, done = _drawn(drawn, path)
+    if said != str(path):
         with suppress(OSError):
             path.unlink()
-        _line(console, f"no {PLOT_NAME}: no run that ended by itself has numbers to draw.")
-        return True
+    _line(console, said)
+    return done
+
+
+def _drawn(what: Chart, path: Path) -> tuple[str, bool]:
+    """The plot's path once it is drawn, or why it is not."""
     try:
         # Half a second of imports, and here only.
         from trainer.report.plot import save
 
-        save(drawn, path)
+        save(what, path)
     except OSError as problem:
-        _line(console, cannot_write(path, problem))
-        return False
+        return cannot_write(path, problem), False
     except Exception as problem:
         # The runs are done and their numbers are in the CSV file: nothing that goes wrong in drawing them, in whatever
         # state the user's matplotlib is, may change what the sweep came to.
-        _line(console, f"no {PLOT_NAME}: drawing it failed: {type(problem).__name__}: {problem}")
-        return False
-    _line(console, str(path))
-    return True
+        return " ".join(f"no {PLOT_NAME}: drawing it failed: {type(problem).__name__}: {problem}".split()), False
+    return str(path), True
 
 
 def cannot_write(path: Path, problem: OSError) -> str:

@@ -100,7 +100,8 @@ def number(value: object, digits: int = 4) -> str:
         return str(value)
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    # A loss that ran away has forty digits, of which none matters.
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
 def share(kept: object, expected: object) -> str:

@@ -31,13 +31,13 @@ Tensor = Any
 
 
 class _Outcome(NamedTuple):
-    """One replica's results of a call: the rows of all steps, then the last step's vectors, then what was added."""
+    """One replica's results of a call: the rows of all steps, the last step's vectors, with `audit=full` the sums."""
 
     rows: Floats
     snapshot: Floats
     contribution: Floats
     total: Floats
-    added: NDArray[np.float64] | None = None
+    sums: NDArray[np.float64] | None = None
 
 
 def prepare(num_replicas: int, threads_per_replica: int) -> None:
@@ -185,8 +185,10 @@ class _Mirrored:
             self.flat.assign(base + delta)
         else:
             self.flat.assign_add(delta)
-        outcome = tf.concat([row, version, landed], 0), prefix, contribution, total
-        return (*outcome, tf.cast(delta, tf.float64)) if self.full else outcome
+        outcome: tuple[Tensor, ...] = (tf.concat([row, version, landed], 0), prefix, contribution, total)
+        if self.full:
+            outcome += (tf.cast(tf.stack([delta, tf.abs(base + delta)]), tf.float64),)
+        return outcome
 
     def _updates_in(self, vector: Tensor) -> Tensor:
         """Updates by all replicas that a copy shows in its first variable: float32 [1]."""
@@ -196,13 +198,13 @@ class _Mirrored:
         """Steps `first` and on, one for each row of the plan, in one graph.
 
         Returns, per replica: the rows of all steps; the last step's snapshot, contribution and their total; under
-        `audit=full` the sum of all steps' deltas, float64 [layout.size].
+        `audit=full` the sums of all steps' deltas and of the values' magnitudes, float64 [2, layout.size].
         """
         num_steps = tf.shape(plan)[0]
         vector = tf.zeros([self.layout.read_size])
         rows = tuple(tf.TensorArray(tf.float32, size=num_steps) for _ in range(self.num_replicas))
         vectors = tuple((vector, vector, vector) for _ in range(self.num_replicas))
-        sums = tuple(tf.zeros([self.layout.size], tf.float64) for _ in range(self.num_replicas if self.full else 0))
+        sums = tuple(tf.zeros([2, self.layout.size], tf.float64) for _ in range(self.num_replicas if self.full else 0))
 
         def body(done: Tensor, rows: Any, vectors: Any, sums: Any) -> Any:
             outcome = self.strategy.run(self._replica_step, args=(plan[done], first + done, roles))
@@ -216,8 +218,8 @@ class _Mirrored:
             lambda done, *_: done < num_steps, body, (tf.constant(0), rows, vectors, sums), parallel_iterations=1
         )
         outcomes = [[array.stack(), *own] for array, own in zip(rows, vectors, strict=True)]
-        for outcome, added in zip(outcomes, sums, strict=False):
-            outcome.append(added)
+        for outcome, total in zip(outcomes, sums, strict=False):
+            outcome.append(total)
         return outcomes
 
     # What the host does.
@@ -252,9 +254,10 @@ class _Mirrored:
     def _add_up(self, results: Sequence[_Outcome]) -> None:
         """Sum what every copy should have been given: all replicas' deltas, or under a reduction the one they share."""
         for result in results[:1] if self.assignment.reduced else results:
-            if result.added is not None:
-                before = 0.0 if self.record.added is None else self.record.added
-                self.record.added = before + result.added
+            if result.sums is not None:
+                added, magnitudes = result.sums
+                self.record.added = added + _or_zero(self.record.added)
+                self.record.magnitudes = magnitudes + _or_zero(self.record.magnitudes)
 
     def _evaluate(self, step: int) -> None:
         prefix = tf.constant(self._copies()[0, : self.layout.read_size])
@@ -303,3 +306,7 @@ class _Mirrored:
             tf.range(tf.size(samples)),
         )
         return contribution
+
+
+def _or_zero(total: NDArray[np.float64] | None) -> NDArray[np.float64] | float:
+    return 0.0 if total is None else total

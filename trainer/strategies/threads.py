@@ -111,6 +111,7 @@ class _Threads:
         # A sum per replica, each with one writer; in double precision, which adds no rounding of note to theirs.
         size = (training.num_replicas, training.layout.size)
         self.added = torch.zeros(size, dtype=torch.float64) if config.audit.name == "full" else None
+        self.magnitudes = torch.zeros_like(self.added) if self.added is not None else torch.empty(0)
         self.to_evaluate: queue.SimpleQueue[tuple[int, Floats]] = queue.SimpleQueue()
         self.references: list[list[Reference]] = [[] for _ in self.replicas]
         self.threads = ReplicaThreads(
@@ -127,6 +128,7 @@ class _Threads:
         self.record.duration_seconds = self.threads.seconds
         if self.added is not None:
             self.record.added = self.added.sum(dim=0).numpy()
+            self.record.magnitudes = self.magnitudes.sum(dim=0).numpy()
         self.record.copies = self.shared.vector.numpy()[np.newaxis].copy()
         self.record.references = sorted(
             (reference for own in self.references for reference in own), key=lambda r: (r.step, r.replica_id)
@@ -161,6 +163,7 @@ class _Threads:
         recorder.note(row.numpy(), replica.version, replica.staleness)
         if self.added is not None and (added := self.mode.added(replica)) is not None:
             self.added[own] += added
+            self.magnitudes[own] += self.shared.vector.abs()
         if own == 0 and self._evaluates_at(step):
             self.to_evaluate.put((step, replica.snapshot.numpy().copy()))
         if step in self.reference_steps:

@@ -16,7 +16,9 @@ class ReadWriteLock:
     """Thread-safety: any thread; not re-entrant."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        guard = threading.Lock()  # over all that follows
+        # Two queues, so that a hand-over wakes one writer or all readers, and not everybody who waits.
+        self._may_read, self._may_write = threading.Condition(guard), threading.Condition(guard)
         self._readers = 0
         self._writing = False
         self._writers_waiting = 0
@@ -26,33 +28,36 @@ class ReadWriteLock:
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        with self._changed:
+        with self._may_read:
             self._readers_waiting += 1
             while self._writing or (self._writers_waiting and not self._readers_first):
-                self._changed.wait()
+                self._may_read.wait()
             self._readers_waiting -= 1
             self._readers_first = max(0, self._readers_first - 1)
             self._readers += 1
         try:
             yield
         finally:
-            with self._changed:
+            with self._may_write:
                 self._readers -= 1
-                if not self._readers:
-                    self._changed.notify_all()
+                if not self._readers and not self._readers_first:
+                    self._may_write.notify()
 
     @contextmanager
     def write(self) -> Iterator[None]:
-        with self._changed:
+        with self._may_write:
             self._writers_waiting += 1
             while self._writing or self._readers or self._readers_first:
-                self._changed.wait()
+                self._may_write.wait()
             self._writers_waiting -= 1
             self._writing = True
         try:
             yield
         finally:
-            with self._changed:
+            with self._may_write:
                 self._writing = False
                 self._readers_first = self._readers_waiting
-                self._changed.notify_all()
+                if self._readers_first:
+                    self._may_read.notify_all()
+                else:
+                    self._may_write.notify()
