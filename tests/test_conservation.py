@@ -11,7 +11,7 @@ from trainer.state.layout import plan
 
 
 def added_up(deltas: np.ndarray) -> RunRecord:
-    """A record of these additions, float32 [steps, elements], made one after the other as a shared vector makes them."""
+    """A record of these additions, float32 [steps, elements], made one after the other, as to a shared vector."""
     steps, elements = deltas.shape
     layout = plan([("kernel", (elements,))], [], (), counter=False, num_replicas=1)
     values = layout.pack([np.ones(elements)])
