@@ -87,7 +87,7 @@ def build_mode(option: Any, initial: Floats, training: Training) -> tuple[Shared
     brought = isinstance(option, Custom)
     kind = bring("update_mode", option) if brought else MODES[option.name]
     arguments = option.arguments if brought else {}
-    shared = SharedVector(initial, training.layout, training.optimizer)
+    shared = SharedVector(initial, training.layout, training.optimizer, capture)
     replicas = [shared.replica(own, whole=kind.whole_snapshot) for own in range(training.num_replicas)]
     mode = kind(shared, replicas, **arguments)
     return shared, mode, replicas
@@ -143,20 +143,20 @@ class _Threads:
         torch.set_grad_enabled(False)  # thread-local: each replica sets its own
         recorder = Recorder(self.record.replicas[own], self.training.num_replicas, self.training.probe_size)
         try:
-            for step, samples in enumerate(self._batches(own)):
+            for step, (number, samples) in enumerate(self._batches(own)):
                 if self.threads.ended.is_set():
                     break
-                self._take_step(self.replicas[own], recorder, step, samples)
+                self._take_step(self.replicas[own], recorder, step, number, samples)
         finally:
             recorder.flush()
 
-    def _take_step(self, replica: Replica, recorder: Recorder, step: int, samples: Tensor) -> None:
+    def _take_step(self, replica: Replica, recorder: Recorder, step: int, number: Tensor, samples: Tensor) -> None:
         own = replica.replica_id
         row = None
 
         def compute(replica: Replica) -> None:
             nonlocal row
-            replica.contribution, row = self._captured_step(own, replica.snapshot, step, samples)
+            replica.contribution, row = self._captured_step(own, replica.prefix, number, samples)
 
         self.mode.step(replica, compute)
         assert row is not None, "the update mode took no step"
@@ -171,25 +171,25 @@ class _Threads:
                 Reference(
                     own,
                     step,
-                    replica.snapshot[: self.training.layout.read_size].numpy().copy(),
+                    replica.prefix.numpy().copy(),
                     replica.contribution.numpy().copy(),
                     self.mode.applied(replica).numpy().copy(),
                 )
             )
 
-    def _captured_step(self, own: int, snapshot: Tensor, step: int, samples: Tensor) -> tuple[Tensor, Tensor]:
-        prefix = snapshot[: self.training.layout.read_size]
+    def _captured_step(self, own: int, prefix: Tensor, number: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         contribution, row = self.step(
-            prefix, self.templates[own], self.train_x, self.train_y, samples, torch.tensor(step), self.positions[own]
+            prefix, self.templates[own], self.train_x, self.train_y, samples, number, self.positions[own]
         )
         return contribution, row
 
-    def _batches(self, own: int) -> Iterator[Tensor]:
-        """This replica's sample indices, step by step: int64 [batch]."""
+    def _batches(self, own: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each step's number, an int64 scalar, and this replica's sample indices, int64 [batch]."""
         steps = self.config.train.steps
         for first in range(0, steps, PLAN_STEPS):
-            plan = self.training.batches.indices(first, min(first + PLAN_STEPS, steps))
-            yield from torch.from_numpy(plan[:, own].astype(np.int64))
+            last = min(first + PLAN_STEPS, steps)
+            plan = torch.from_numpy(self.training.batches.indices(first, last)[:, own].astype(np.int64))
+            yield from zip(torch.arange(first, last).unbind(), plan.unbind(), strict=True)
 
     def _evaluates_at(self, step: int) -> bool:
         every = self.config.train.evaluate_every
@@ -251,7 +251,7 @@ class _Threads:
         def recompute(reference: Reference) -> Floats:
             own = torch.from_numpy(samples(reference.step)[reference.replica_id])
             snapshot = torch.from_numpy(reference.snapshot)
-            contribution, _ = self._captured_step(reference.replica_id, snapshot, reference.step, own)
+            contribution, _ = self._captured_step(reference.replica_id, snapshot, torch.tensor(reference.step), own)
             vector: Floats = contribution.numpy()
             return vector
 

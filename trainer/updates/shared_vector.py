@@ -6,7 +6,7 @@ what it is called. Every mode is written in terms of these: copy, delta, add, re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from trainer.state.layout import Floats, Layout, Share
 from trainer.updates.optimizers import Optimizer
+
+# Captures a pure function of tensors for inputs of the example's shapes.
+Capture = Callable[..., Callable[..., Tensor]]
 
 
 @dataclass
@@ -23,6 +26,8 @@ class Replica:
     Attributes:
         snapshot: float32, the copy that the gradient is computed from: weights and statistics, or everything where the
             mode bases its write on the snapshot.
+        prefix: weights and statistics of the snapshot, a view.
+        source: what the snapshot is a copy of, a view of the shared vector.
         delta: float32 [layout.size], scratch for what is to be added.
         contribution: float32 [read_size], this step's gradient, statistics deltas and canaries.
         version: commits by all replicas when the snapshot was taken.
@@ -31,6 +36,8 @@ class Replica:
 
     replica_id: int
     snapshot: Tensor
+    prefix: Tensor
+    source: Tensor
     delta: Tensor
     contribution: Tensor
     version: int = 0
@@ -48,7 +55,9 @@ class SharedVector:
     Thread-safety: none, on purpose.
     """
 
-    def __init__(self, initial: Floats, layout: Layout, optimizer: Optimizer) -> None:
+    def __init__(
+        self, initial: Floats, layout: Layout, optimizer: Optimizer, capture: Capture = lambda function, *_: function
+    ) -> None:
         self.layout = layout
         self.vector = torch.from_numpy(initial.copy())
         self.commits = [0] * layout.num_replicas
@@ -56,20 +65,34 @@ class SharedVector:
         if optimizer.counts:
             self.variables.append(Part(layout, layout.nothing, counter=True))
         self.optimizer = optimizer
-        self._whole = Part(layout, layout.shares(1)[0], counter=optimizer.counts)
         self._slots_from = layout.read_size
+        whole = Part(layout, layout.shares(1)[0], counter=optimizer.counts)
+        # One call instead of a dozen: between any two operators threads would take turns at the GIL.
+        self._delta = capture(
+            lambda contribution, base: whole.delta(optimizer, contribution, base),
+            torch.zeros(layout.read_size),
+            self.vector.clone(),
+        )
 
     def replica(self, replica_id: int, *, whole: bool) -> Replica:
         """A workspace whose snapshot covers everything (`whole`) or what a step reads."""
-        size = self.layout.size if whole else self.layout.read_size
-        return Replica(replica_id, torch.empty(size), torch.zeros(self.layout.size), torch.empty(0))
+        # Views are made once: making one gives up the GIL, for which threads then queue.
+        snapshot = self.vector.clone() if whole else self.vector[: self.layout.read_size].clone()
+        return Replica(
+            replica_id,
+            snapshot,
+            prefix=snapshot[: self.layout.read_size],
+            source=self.vector[: len(snapshot)],
+            delta=torch.zeros(self.layout.size),
+            contribution=torch.empty(0),
+        )
 
     # Reading.
 
     def copy_to(self, replica: Replica) -> None:
         """Fill the replica's snapshot from the shared values, in one kernel."""
         self.note_version(replica)
-        replica.snapshot.copy_(self.vector[: len(replica.snapshot)])
+        replica.snapshot.copy_(replica.source)
 
     def copy_part(self, replica: Replica, part: Part) -> None:
         """Fill one variable of the replica's snapshot."""
@@ -85,7 +108,7 @@ class SharedVector:
 
     def delta(self, replica: Replica, base: Tensor) -> Tensor:
         """What the replica's contribution adds to each shared variable, its slots taken from `base`."""
-        self._whole.fill(replica.delta, self.optimizer, replica.contribution, base)
+        replica.delta = self._delta(replica.contribution, base)
         return replica.delta
 
     def add(self, replica: Replica, delta: Tensor) -> None:
@@ -199,6 +222,12 @@ class Part:
         out[share.statistics] = statistics
         out[self._counter] = 1.0
         out.index_copy_(0, self._canaries, contribution.index_select(0, self._sources))
+
+    def delta(self, optimizer: Optimizer, contribution: Tensor, base: Tensor) -> Tensor:
+        """The same for the part that is everything, as a new tensor: float32 [layout.size]."""
+        out = torch.empty_like(base)
+        self.fill(out, optimizer, contribution, base)
+        return out
 
     def add(self, vector: Tensor, delta: Tensor) -> None:
         for span in self.spans:
