@@ -238,6 +238,8 @@ def test_staleness_is_given_up_by_locked_and_held_against_it_only_when_required(
     assert (verdict.verdict, statuses(verdict)["fresh_gradients"]) == ("upheld", "not_applicable")
     required = judge(replace(config, require=["fresh_gradients"]), record, None, {})
     assert (required.verdict, statuses(required)["fresh_gradients"]) == ("violated", "violated")
+    remedy = "update_mode=all_reduce,serialized,optimistic,unscaled_sum claim fresh_gradients"
+    assert [anomaly.remedy for anomaly in required.anomalies] == [remedy]
 
 
 def test_order_is_not_read_off_counts_that_were_overwritten() -> None:

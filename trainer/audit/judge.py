@@ -83,9 +83,9 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
         "precision_as_asked": precision,
     }
     mode = MODES[config.update_mode.name]
-    for name in OF_THE_MODE:
+    for name in (*OF_THE_MODE, "fresh_gradients"):
         for anomaly in found[name].anomalies:
-            anomaly.remedy = mode.remedy
+            anomaly.remedy = (name in OF_THE_MODE and mode.remedy) or _claimants(config, name)
     for name in mode.given_up - frozenset(config.require):
         if found[name].anomalies:
             found[name].applies = False
@@ -99,6 +99,12 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
             else "each replica's batch is normalized by itself, so that no gradient is the joint batch's"
         )
     return found, rows
+
+
+def _claimants(config: Config, name: str) -> str:
+    """The modes of the same strategy that claim a guarantee, as a remedy."""
+    modes = [mode.name for mode in MODES.values() if name in mode.claims and config.strategy.name in mode.strategies]
+    return f"update_mode={','.join(modes)} claim{'s' if len(modes) == 1 else ''} {name}" if modes else ""
 
 
 def _guarantee(config: Config, name: str, finding: Finding | None, why: str) -> Guarantee:
