@@ -16,6 +16,16 @@ def started(body: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+def entering(lock: ReadWriteLock, order: list[str], role: str) -> Callable[[], None]:
+    """A body that goes in as a reader or writer and notes when."""
+
+    def enter() -> None:
+        with lock.read() if role == "reader" else lock.write():
+            order.append(role)
+
+    return enter
+
+
 def joined(thread: threading.Thread) -> None:
     thread.join(WAIT)
     assert not thread.is_alive()
@@ -43,17 +53,8 @@ def test_readers_are_inside_together() -> None:
 
 def test_a_writer_is_inside_alone() -> None:
     lock, order = ReadWriteLock(), []
-
-    def write() -> None:
-        with lock.write():
-            order.append("writer")
-
-    def read() -> None:
-        with lock.read():
-            order.append("reader")
-
     with lock.write():
-        threads = [started(write), started(read)]
+        threads = [started(entering(lock, order, "writer")), started(entering(lock, order, "reader"))]
         waiting(lambda: lock._writers_waiting + lock._readers_waiting, 2)
         order.append("first")
     for thread in threads:
@@ -64,19 +65,10 @@ def test_a_writer_is_inside_alone() -> None:
 
 def test_a_reader_that_comes_after_a_waiting_writer_goes_after_it() -> None:
     lock, order = ReadWriteLock(), []
-
-    def write() -> None:
-        with lock.write():
-            order.append("writer")
-
-    def read() -> None:
-        with lock.read():
-            order.append("reader")
-
     with lock.read():
-        writer = started(write)
+        writer = started(entering(lock, order, "writer"))
         waiting(lambda: lock._writers_waiting, 1)
-        reader = started(read)
+        reader = started(entering(lock, order, "reader"))
         waiting(lambda: lock._readers_waiting, 1)
     joined(writer)
     joined(reader)
@@ -85,19 +77,10 @@ def test_a_reader_that_comes_after_a_waiting_writer_goes_after_it() -> None:
 
 def test_readers_that_waited_for_a_writer_go_before_the_next_one() -> None:
     lock, order = ReadWriteLock(), []
-
-    def write() -> None:
-        with lock.write():
-            order.append("writer")
-
-    def read() -> None:
-        with lock.read():
-            order.append("reader")
-
     with lock.write():
-        reader = started(read)
+        reader = started(entering(lock, order, "reader"))
         waiting(lambda: lock._readers_waiting, 1)
-        writer = started(write)
+        writer = started(entering(lock, order, "writer"))
         waiting(lambda: lock._writers_waiting, 1)
     joined(reader)
     joined(writer)

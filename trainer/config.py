@@ -62,9 +62,9 @@ class Custom:
     """A part that the user brings."""
 
     name: str = "custom"
-    # MODULE.NAME of a function or class, found from the working directory.
+    # MODULE.NAME of a function or class, found from the working directory. It chooses this option by itself.
     _target_: str = ""
-    # Keyword arguments for it, as in +model.arguments.width=64.
+    # Keyword arguments for what is brought, as in +model.arguments.width=64.
     arguments: dict[str, Any] = field(default_factory=dict)
 
 

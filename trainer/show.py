@@ -21,6 +21,9 @@ PIPE_COLUMNS = 220
 # Below this width the modes are two tables, mechanisms and claims.
 MODES_COLUMNS = 152
 
+OWN_MODE = (
+    "update_mode._target_=MODULE.NAME brings one of your own: it claims nothing, and is held to what require= names."
+)
 NOT_YET = "not in this version"
 # State -> how it comes, what goes wrong, the safe way, and the key among HOLDERS that says who holds it here.
 STATE: tuple[tuple[str, str, str, str, str | None], ...] = (
@@ -123,12 +126,18 @@ def _modes(width: int) -> list[Table]:
             **{name.replace("_", "\n"): _claim(mode, name) for name in COLUMNS},
         }
         for mode in MODES.values()
+        if mode.name != "custom"  # a user's own, of which nothing is known; the caption says so
     ]
     headers = tuple(rows[0])
     mechanism = ("update_mode", "read under", "write based on", "write under")
     claims = ("update_mode", *(header for header in headers if header not in mechanism))
     tables = [headers] if width >= MODES_COLUMNS else [mechanism, claims]
-    return [_table(columns, [[row[column] for column in columns] for row in rows]) for columns in tables]
+    return [
+        _table(
+            columns, [[row[column] for column in columns] for row in rows], OWN_MODE if columns == tables[-1] else ""
+        )
+        for columns in tables
+    ]
 
 
 def _claim(mode: Mechanism, guarantee: str) -> Text:
