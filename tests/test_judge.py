@@ -213,6 +213,18 @@ def test_what_an_unsafe_mode_does_not_claim_is_an_anomaly_until_it_is_required()
     assert (verdict.verdict, statuses(verdict)["no_lost_updates"]) == ("violated", "violated")
 
 
+def test_copies_that_overflowed_alike_are_identical() -> None:
+    config = config_of("reassigned_sum")
+    record = clean_record(config)
+    overflow(record)
+    record.copies[:, record.layout.segments[0].values] = (np.inf, np.inf)
+    record.copies[:, record.layout.segments[0].values + 1] = (np.nan, np.nan)
+    verdict = judge(config, record, None, {})
+    assert statuses(verdict)["replicas_identical"] == "upheld"
+    assert verdict.metrics["replica_divergence_max"] == 0
+    assert "shows an overflow" in verdict.anomalies[0].witness
+
+
 def test_runs_that_end_in_different_bits_break_same_bits() -> None:
     config = config_of(audit=Audit(repeat=3))
     record = clean_record(config)

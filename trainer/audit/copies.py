@@ -16,7 +16,10 @@ def divergence(record: RunRecord) -> float | None:
     if record.copies is None:
         return None
     values = np.stack([record.layout.values_of(copy, kinds=ALL) for copy in record.copies])
-    return float(np.abs(values - values[0]).max())
+    # Two infinities, or two not-a-numbers, are the same value and yet have no difference.
+    same = values.view(np.uint32) == values[0].view(np.uint32)
+    with np.errstate(invalid="ignore"):
+        return float(np.where(same, 0.0, np.abs(values - values[0])).max())
 
 
 def kept(record: RunRecord) -> Floats:

@@ -50,7 +50,7 @@ def lost_updates(record: RunRecord) -> Finding:
         return _not_checked("the run did not reach its end")
     expected, layout = record.steps, record.layout
     # [copies, segments, ends, replicas]; a canary that overflowed was multiplied.
-    counts = np.nan_to_num(record.copies[:, layout.canaries], nan=np.inf)
+    counts = np.nan_to_num(record.copies[:, layout.canaries], nan=np.inf, posinf=np.inf)
     kept = copies.kept(record)
     finding = Finding(
         f"{int(kept.sum()):,} of {expected * record.num_replicas:,} updates kept, by the canaries of "

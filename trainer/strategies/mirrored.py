@@ -138,7 +138,9 @@ class _Mirrored:
             seconds = max(time.perf_counter() - called, 1e-6)
             length = max(1, min(2 * length, int((last - first) * CALL_SECONDS / seconds)))
             for recorder, result in zip(recorders, results, strict=True):
-                recorder.extend(result.rows[:, :-2], result.rows[:, -2:].astype(np.int64))
+                # Counts that overflowed are counts no more: not recorded.
+                counts = np.nan_to_num(result.rows[:, -2:], nan=-1, posinf=-1, neginf=-1)
+                recorder.extend(result.rows[:, :-2], counts.astype(np.int64))
             self._add_up(results)
             if last - 1 in kept_steps:
                 self._keep_references(last - 1, results)
