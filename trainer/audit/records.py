@@ -27,7 +27,7 @@ class ReplicaRecord:
     Attributes:
         losses: float32 [steps], mean loss over the replica's batch, before the update.
         read_version: int64 [steps], updates that all replicas had committed when the snapshot was taken; -1 where not
-            recorded.
+            recorded. Under mirrored read off float32 counts, so exact below 2**24.
         staleness: int32 [steps], updates that were committed between the snapshot and the write; -1 where not recorded.
         read_state: uint8 [steps], WHOLE, FRACTURED (variables of different versions) or TORN_TENSOR (one variable of
             two versions).

@@ -180,27 +180,25 @@ class _Mirrored:
         if self.assignment.reduced:
             total = context.all_reduce(tf.distribute.ReduceOp.SUM, contribution)
         base = self.flat.read_value()
-        version = self._updates_in(before)
-        landed = self._updates_in(base) - version
+        seen, now = (tf.gather(vector, self.first_canaries) for vector in (before, base))
+        counts = tf.stack([tf.reduce_sum(seen), tf.reduce_sum(now - seen)])
         delta = full_delta(self.layout, self.training.optimizer, total, base, self.scale)
         if self.assignment.reassigned:
             self.flat.assign(base + delta)
         else:
             self.flat.assign_add(delta)
-        outcome: tuple[Tensor, ...] = (tf.concat([row, version, landed], 0), prefix, contribution, total)
+        outcome: tuple[Tensor, ...] = (tf.concat([row, counts], 0), prefix, contribution, total)
         if self.full:
             outcome += (tf.cast(tf.stack([delta, tf.abs(base + delta)]), tf.float64),)
         return outcome
 
-    def _updates_in(self, vector: Tensor) -> Tensor:
-        """Updates by all replicas that a copy shows in its first variable: float32 [1]."""
-        return tf.reduce_sum(tf.gather(vector, self.first_canaries), keepdims=True)
-
     def _take_steps(self, plan: Tensor, first: Tensor, roles: Tensor) -> list[list[Tensor]]:
         """Steps `first` and on, one for each row of the plan, in one graph.
 
-        Returns, per replica: the rows of all steps; the last step's snapshot, contribution and their total; under
-        `audit=full` the sums of all steps' deltas and of the values' magnitudes, float64 [2, layout.size].
+        Returns, per replica: the rows of all steps, each ending in the updates that the replica's copy showed in its
+        first variable when it was read, and how many more when it was written; the last step's snapshot, contribution
+        and their total; under `audit=full` the sums of all steps' deltas and of the values' magnitudes, float64
+        [2, layout.size].
         """
         num_steps = tf.shape(plan)[0]
         vector = tf.zeros([self.layout.read_size])
