@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,21 @@ def test_a_row_tells_the_run_in_short(tmp_path: Path) -> None:
         ["3", "threads", "overwrite", "4", "mlp", "45", "45/180", "0.5/3", *table(tmp_path)[0][8:]]
     ]
     assert table(tmp_path)[0][9:] == ["0.947", "1,234", "anomaly"]
+
+
+@pytest.mark.parametrize("width", [200, 80])
+def test_runs_that_differ_in_another_key_do_not_look_the_same(tmp_path: Path, width: int) -> None:
+    for job, (precision, seed) in enumerate([("float32", 7), ("mixed_bfloat16", 7)]):
+        add_run(tmp_path, job, SAFE)
+        path = next(tmp_path.glob(f"{job}_*/verdict.json"))
+        verdict = json.loads(path.read_text())
+        verdict["run"]["command"] = f"python -m trainer precision={precision} train.seed={seed} hydra.x={job}"
+        path.write_text(json.dumps(verdict))
+    printed = " ".join(" ".join(told(tmp_path, width)).split())
+    assert "precision" in printed
+    assert "mixed_bfloat16" in printed
+    assert "train.seed" not in printed  # the same in both
+    assert "hydra" not in printed
 
 
 def test_a_refused_run_is_a_row_with_its_reason(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from trainer.report import words
 from trainer.report.console import STYLES
 from trainer.report.rows import Row
 
+# Keys that the other columns show, or that stand for several others.
+SHOWN = ("strategy", "update_mode", "num_replicas", "model", "train.steps", "experiment")
 # Heads of a table that would be wider than the console otherwise.
 NARROW_HEADS = {
     "updates kept": "updates\nkept",
@@ -97,12 +100,31 @@ def _columns(rows: list[Row], jobs: list[str]) -> dict[str, list[str]]:
         "N": numbers("num_replicas"),
         "model": named("model"),
         "steps": numbers("steps"),
+        **_varied(rows),
         "updates kept": _pairs(numbers("updates_kept"), numbers("updates_expected")),
         "stale mean/max": _pairs(numbers("staleness_mean", 2), numbers("staleness_max")),
         "loss": numbers("loss", 3),
         "accuracy": numbers("accuracy", 3),
         "micro-steps/s": numbers("micro_steps_per_second", 3),
     }
+
+
+def _varied(rows: list[Row]) -> dict[str, list[str]]:
+    """What else the command gave differently to different runs, by key: two runs must not look the same by omission."""
+    given = [_overrides(row) for row in rows]
+    keys = dict.fromkeys(key for each in given for key in each if key not in SHOWN and not key.startswith("hydra"))
+    varied = {key: [each.get(key, "-") for each in given] for key in keys}
+    return {key: cells for key, cells in varied.items() if len(set(cells)) > 1}
+
+
+def _overrides(row: Row) -> dict[str, str]:
+    """KEY=VALUE of the command that does the run again."""
+    try:
+        words = shlex.split(str(row.run.get("command", "")))
+    except ValueError:
+        return {}
+    pairs = [word.partition("=") for word in words]
+    return {key.lstrip("+"): value for key, equals, value in pairs if equals}
 
 
 def _pairs(first: list[str], second: list[str]) -> list[str]:
@@ -112,7 +134,7 @@ def _pairs(first: list[str], second: list[str]) -> list[str]:
 def _fold(columns: dict[str, list[str]], rows: list[Row]) -> str:
     """Take columns out of a table: into the returned line where all runs agree, else the lesser ones below the mode."""
     same = []
-    for name in ("strategy", "model", "steps"):
+    for name in ("strategy", "model", "steps", *_varied(rows)):
         cells = columns[name]
         known = {cell for cell, row in zip(cells, rows, strict=True) if row.run}
         if len(known) == 1:
