@@ -12,7 +12,6 @@ import numpy as np
 from trainer.audit.records import RunRecord
 
 HALF_ULP = 2.0**-24  # of a float32 between 1 and 2
-KINDS = ("weight", "statistic", "slot", "counter")
 
 
 @dataclass(frozen=True)

@@ -159,10 +159,6 @@ class Layout:
             vector[segment.span] = np.asarray(value, np.float32).reshape(-1)
         return vector
 
-    def unpack(self, vector: Floats) -> list[Floats]:
-        """Weights and statistics of a vector in their own shapes (views)."""
-        return [vector[segment.span].reshape(segment.shape) for segment in self.read_segments]
-
     def digest(self, vector: Floats) -> str:
         """SHA-256 of weights and statistics as little-endian float32, in order, canaries and padding left out."""
         return hashlib.sha256(self.values_of(vector).astype("<f4").tobytes()).hexdigest()
