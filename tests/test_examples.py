@@ -60,6 +60,32 @@ def test_a_careless_example_is_caught(examples: Command, arguments: list[str]) -
     assert found["anomalies"][0]["kind"] == "overwritten_update"
 
 
+SPARE = """
+import keras
+
+class Spare(keras.Model):
+    def __init__(self, classes):
+        super().__init__()
+        self.flat, self.out, self.spare = keras.layers.Flatten(), keras.layers.Dense(classes), keras.layers.Dense(3)
+        self.spare.build((None, 5))
+
+    def call(self, x):
+        return self.out(self.flat(x))
+
+def build(*, input_shape, num_classes, seed, dtype_policy):
+    return Spare(num_classes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["threads", "mirrored"])
+def test_a_weight_that_the_loss_does_not_depend_on_stays_as_it_was(command: Command, strategy: str) -> None:
+    (command.folder / "spare.py").write_text(SPARE)
+    ended = command("model._target_=spare.build", f"strategy={strategy}", "audit=full", *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert verdict(command.folder / "run")["verdict"] == "upheld"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),

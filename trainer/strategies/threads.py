@@ -79,7 +79,7 @@ def gradients_by_autograd(
     with torch.enable_grad():
         leaves = [weight.detach().requires_grad_() for weight in weights]
         loss, rest = loss_of(leaves)
-        return loss, rest, torch.autograd.grad(loss, leaves)
+        return loss, rest, torch.autograd.grad(loss, leaves, allow_unused=True)
 
 
 def build_mode(option: Any, initial: Floats, training: Training) -> tuple[SharedVector, UpdateMode, list[Replica]]:

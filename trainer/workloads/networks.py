@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -47,6 +48,9 @@ class KerasNetwork:
 
     def __init__(self, model: keras.Model) -> None:
         self._model = model
+        # A subclass of a user's need not: then it is the same in training and inference.
+        parameters = inspect.signature(model.call).parameters.values()
+        self._takes_training = any(each.name == "training" or each.kind == each.VAR_KEYWORD for each in parameters)
         for variable in model.variables:
             if variable.dtype != "float32":
                 hint = " Use models.dropout.Dropout, which needs no state." if "seed" in variable.path else ""
@@ -59,7 +63,8 @@ class KerasNetwork:
     def call(
         self, weights: Sequence[Tensor], statistics: Sequence[Tensor], x: Tensor, *, training: bool
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        logits, after = self._model.stateless_call(weights, statistics, x, training=training)
+        told = {"training": training} if self._takes_training else {}
+        logits, after = self._model.stateless_call(weights, statistics, x, **told)
         return logits, after
 
 

@@ -27,7 +27,8 @@ from trainer.workloads.networks import KerasNetwork, Network
 Tensor = Any  # of the backend
 PROBE = 16  # logits of a batch's first sample that are kept each step, to read the compute dtype off
 
-# f(weights) -> (loss, anything else); returns (loss, anything else, gradients of the loss by the weights).
+# f(weights) -> (loss, anything else); returns (loss, anything else, gradients of the loss by the weights, None where it
+# does not depend on one).
 Differentiate = Callable[
     [Callable[[list[Tensor]], tuple[Tensor, Any]], list[Tensor]], tuple[Tensor, Any, Sequence[Tensor]]
 ]
@@ -105,7 +106,13 @@ class Training:
             logits = ops.cast(logits, "float32")
             return self._mean_loss(y, logits), (logits, new)
 
-        loss, (logits, new), gradients = differentiate(loss_of, values[: self.num_weights])
+        weights = values[: self.num_weights]
+        loss, (logits, new), gradients = differentiate(loss_of, weights)
+        # A weight that the loss does not depend on has no gradient; to an optimizer that is zero.
+        gradients = [
+            ops.zeros_like(weight) if gradient is None else gradient
+            for gradient, weight in zip(gradients, weights, strict=True)
+        ]
         deltas = [ops.cast(after, "float32") - before for after, before in zip(new, statistics, strict=True)]
         contribution = self._assemble([*gradients, *deltas], template)
         row = [ops.reshape(loss, (1,))]
@@ -168,6 +175,7 @@ def _network(config: Config, dataset: data.Dataset) -> Network:
     model = bring("model", config.model)(**arguments, **config.model.arguments)
     try:
         if isinstance(model, keras.Model):
+            model(ops.zeros((1, *arguments["input_shape"])))  # a model that was not built has no variables before
             return KerasNetwork(model)
         if config.strategy.name == "threads":
             from trainer.workloads.torch_module import TorchNetwork
