@@ -1,6 +1,7 @@
 """Update modes of `strategy=threads` in which all replicas update together.
 
-Invariant: between the two barriers of a step nobody reads a snapshot, and outside them nobody writes.
+Invariant: between the two barriers of a step nobody reads a snapshot, and outside them nobody writes what a step reads
+(the optimizer's counter, which it does not, follows the second).
 """
 
 from __future__ import annotations
