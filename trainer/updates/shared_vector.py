@@ -65,7 +65,6 @@ class SharedVector:
         if optimizer.counts:
             self.variables.append(Part(layout, layout.nothing, counter=True))
         self.optimizer = optimizer
-        self._slots_from = layout.read_size
         whole = Part(layout, layout.shares(1)[0], counter=optimizer.counts)
         # One call instead of a dozen: between any two operators threads would take turns at the GIL.
         self._delta = capture(
@@ -124,7 +123,7 @@ class SharedVector:
     def add_weights(self, replica: Replica, delta: Tensor) -> None:
         """Add to weights and statistics in place, in one kernel, and leave slots alone."""
         self.commit(replica)
-        self.vector[: self._slots_from].add_(delta[: self._slots_from])
+        self.vector[: self.layout.read_size].add_(delta[: self.layout.read_size])
 
     def replace(self, replica: Replica, values: Tensor) -> None:
         """Put these values in place of the shared ones, in one kernel."""
@@ -133,7 +132,7 @@ class SharedVector:
 
     def replace_slots(self, values: Tensor) -> None:
         """Put these slots and counter in place of the shared ones, in one kernel, and leave weights alone."""
-        self.vector[self._slots_from :] = values[self._slots_from :]
+        self.vector[self.layout.read_size :] = values[self.layout.read_size :]
 
     def commit(self, replica: Replica) -> None:
         """Count an update of this replica, and those that landed since its snapshot."""
