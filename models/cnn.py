@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from models.dropout import Dropout
 from models.initializers import GlorotUniform
 
 CHANNELS_PER_GROUP = 8
@@ -20,7 +21,8 @@ CHANNELS_PER_GROUP = 8
 def build(
     options: Any, input_shape: tuple[int, ...], num_classes: int, seed: int, dtype_policy: Any = None
 ) -> keras.Model:
-    """For each of `options.filters` a 3x3 convolution, the normalization, relu and a 2x2 max-pooling; then logits.
+    """For each of `options.filters` a 3x3 convolution, the normalization, relu and a 2x2 max-pooling; then dropout and
+    logits.
 
     Args:
         input_shape: [height, width, channels]; height and width at least 2 ** len(filters).
@@ -52,6 +54,8 @@ def build(
         ]
     # Not a global average: digits differ by where their strokes are, and pooling has left few positions to weigh.
     stack.append(layers.Flatten(**channels_last))
+    if options.dropout > 0:
+        stack.append(Dropout(options.dropout, layer_index=0, dtype=dtype_policy, name="dropout"))
     last = GlorotUniform(seed, len(options.filters))
     stack.append(layers.Dense(num_classes, kernel_initializer=last, dtype=dtype_policy, name="logits"))
     return keras.Sequential(stack, name="cnn")

@@ -1,4 +1,4 @@
-"""Dropout that holds no generator: what it drops is a function of the call's key."""
+"""Dropout that holds no generator: what it drops is up to the source of the call's random numbers."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import keras
 from keras import ops
 
-from models.random import bits, current_key
+from models.random import current_source
 
 
 @keras.saving.register_keras_serializable("models")
 class Dropout(keras.Layer):
     """In training, drops the share `rate` of activations and scales the others by 1 / (1 - rate); else passes them on.
 
-    A call in training takes its key from `models.random.keyed`. Sample i of the joint batch has the same mask at step s
-    on every backend, in whatever replica it is.
+    A call in training draws from the source of `models.random.drawing`. With a `Key`, sample i of the joint batch has
+    the same mask at step s on every backend, in whatever replica it is.
 
     Args:
         rate: from 0 up to but without 1; rounded to a multiple of 2**-32.
         layer_index: sets this layer's masks apart from those of the model's other layers, which must have others.
 
     Raises:
-        RuntimeError: called in training without a key.
-        ValueError: the key is for another number of samples than the batch has.
+        RuntimeError: called in training without a source.
+        ValueError: the source is a key for another number of samples than the batch has.
 
     Thread-safety: stateless; replicas may call one layer at once.
     """
@@ -40,13 +40,10 @@ class Dropout(keras.Layer):
         """inputs: [batch, ...], all sizes but the batch's known."""
         if not training or self.rate == 0:
             return inputs
-        key = current_key()
-        batch, num_samples = inputs.shape[0], key.samples.shape[0]
-        # A key for one sample would broadcast, and the whole batch share one mask.
-        if batch is not None and num_samples is not None and batch != num_samples:
-            raise ValueError(f"The key is for {num_samples} samples; the batch has {batch}.")
         sizes = inputs.shape[1:]
-        random = bits(key, layer_index=self.layer_index, num_elements=math.prod(sizes))
+        random = current_source().bits(
+            layer_index=self.layer_index, num_elements=math.prod(sizes), batch=inputs.shape[0]
+        )
         # Compared as integers: the share is exact and no float is rounded on the way.
         kept = ops.reshape(random >= round(self.rate * 2**32), (-1, *sizes))
         return ops.where(kept, inputs * (1 / (1 - self.rate)), ops.zeros_like(inputs))

@@ -1,4 +1,4 @@
-"""Random numbers without a generator: bits are a hash of what they are for.
+"""Random numbers of a call, from whoever holds them; and the holder that has no generator: bits are a hash.
 
 A generator is state: replicas that share one get numbers that depend on who asks first, and backends have different
 ones. Here the bits are a function of (seed, step, sample index in the joint batch, layer index, element index), so that
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import local
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from keras import ops
@@ -24,69 +24,84 @@ from keras import ops
 WORD = 0xFFFFFFFF
 
 
+class Source(Protocol):
+    def bits(self, *, layer_index: int, num_elements: int, batch: int | None) -> Any:
+        """32 random bits for each element of each sample: int64 [batch, num_elements], 0 to 2**32 - 1.
+
+        Args:
+            layer_index: tells the layers of one call apart.
+            batch: None where the inputs' batch is not known.
+        """
+
+
 @dataclass(frozen=True)
 class Key:
-    """What one call's random numbers are for.
+    """What one call's random numbers are for: the source that holds no state.
 
     Attributes:
         seed: of the run, 0 to 2**32 - 1.
-        step: integer scalar tensor, or an int, from 0 below 2**32.
+        step: integer scalar tensor, or an int, from 0 below 2**32; or one for each sample, [batch].
         samples: integer tensor [batch]: each sample's index in the joint batch, from 0 below 2**32.
 
     As tensors, both can be inputs of a captured graph, which then holds for the dtypes it was captured with.
+
+    Thread-safety: immutable.
     """
 
     seed: int
     step: Any
     samples: Any
 
+    def bits(self, *, layer_index: int, num_elements: int, batch: int | None) -> Any:
+        """Within a layer and step no two samples have the same bits in the same element.
+
+        Raises:
+            ValueError: the key is for another number of samples than the batch has.
+        """
+        num_samples = self.samples.shape[0]
+        # A key for one sample would broadcast, and the whole batch share one mask.
+        if batch is not None and num_samples is not None and batch != num_samples:
+            raise ValueError(f"The key is for {num_samples} samples; the batch has {batch}.")
+        words = np.random.SeedSequence([self.seed, layer_index]).generate_state(2)
+        row_word, column_word = (int(word) for word in words)
+        step = _mix(ops.reshape(ops.cast(self.step, "int64"), (-1, 1)) ^ row_word)
+        rows = _mix(ops.expand_dims(ops.cast(self.samples, "int64"), 1) ^ step)
+        columns = _mix(ops.expand_dims(ops.arange(num_elements, dtype="int64"), 0) ^ step ^ column_word)
+        return _mix(rows ^ columns)
+
 
 # Per thread and, unlike a context variable, never inherited: a replica thread that runs in a copy of its parent's
-# context must fail for want of a key rather than draw the numbers of another replica's samples.
+# context must fail for want of a source rather than draw the numbers of another replica's samples.
 _held = local()
 
 
 @contextmanager
-def keyed(key: Key) -> Iterator[None]:
-    """Supply the key of the calls made inside, by this thread. Nested, the inner one counts.
+def drawing(source: Source) -> Iterator[None]:
+    """Supply the source of the calls made inside, by this thread. Nested, the inner one counts.
 
-    Thread-safety: each thread sees its own key only.
+    Thread-safety: each thread sees its own source only.
     """
-    outer: Key | None = getattr(_held, "key", None)
-    _held.key = key
+    outer: Source | None = getattr(_held, "source", None)
+    _held.source = source
     try:
         yield
     finally:
-        _held.key = outer
+        _held.source = outer
 
 
-def current_key() -> Key:
-    """This thread's key.
+def current_source() -> Source:
+    """This thread's source.
 
     Raises:
-        RuntimeError: the call was made outside `keyed`.
+        RuntimeError: the call was made outside `drawing`.
     """
-    key: Key | None = getattr(_held, "key", None)
-    if key is None:
+    source: Source | None = getattr(_held, "source", None)
+    if source is None:
         raise RuntimeError(
-            "Random numbers were asked for without a key. Make the call inside `with keyed(Key(seed, step, samples))`, "
-            "entered by the thread that makes it."
+            "Random numbers were asked for without a source. Make the call inside `with drawing(Key(seed, step, "
+            "samples))`, entered by the thread that makes it."
         )
-    return key
-
-
-def bits(key: Key, *, layer_index: int, num_elements: int) -> Any:
-    """32 random bits for each element of each sample: int64 [batch, num_elements], 0 to 2**32 - 1.
-
-    Within a layer and step no two samples have the same bits in the same element.
-
-    Thread-safety: pure.
-    """
-    row_word, column_word = (int(word) for word in np.random.SeedSequence([key.seed, layer_index]).generate_state(2))
-    step = _mix(ops.cast(key.step, "int64") ^ row_word)
-    rows = _mix(ops.cast(key.samples, "int64") ^ step)
-    columns = _mix(ops.arange(num_elements, dtype="int64") ^ step ^ column_word)
-    return _mix(ops.expand_dims(rows, 1) ^ columns)
+    return source
 
 
 def _mix(x: Any) -> Any:

@@ -21,7 +21,7 @@ import models
 from models.attention import SelfAttention
 from models.dropout import Dropout
 from models.initializers import GlorotUniform
-from models.random import Key, bits, keyed
+from models.random import Key, drawing
 
 BACKEND = keras.backend.backend()
 SHAPE, CLASSES, BATCH, SEED = (8, 8, 1), 10, 8, 11
@@ -30,10 +30,10 @@ MODELS = {
     "linear": SimpleNamespace(name="linear"),
     "mlp": SimpleNamespace(name="mlp", hidden=[32, 16], dropout=0.0),
     "mlp_dropout": SimpleNamespace(name="mlp", hidden=[32, 16], dropout=0.25),
-    "cnn_none": SimpleNamespace(name="cnn", filters=[8, 12], normalization="none"),
-    "cnn_batch": SimpleNamespace(name="cnn", filters=[8, 12], normalization="batch"),
-    "cnn_group": SimpleNamespace(name="cnn", filters=[8, 12], normalization="group"),
-    "cnn_sync_batch": SimpleNamespace(name="cnn", filters=[8, 12], normalization="sync_batch"),
+    "cnn_none": SimpleNamespace(name="cnn", filters=[8, 12], normalization="none", dropout=0.0),
+    "cnn_batch": SimpleNamespace(name="cnn", filters=[8, 12], normalization="batch", dropout=0.0),
+    "cnn_group": SimpleNamespace(name="cnn", filters=[8, 12], normalization="group", dropout=0.25),
+    "cnn_sync_batch": SimpleNamespace(name="cnn", filters=[8, 12], normalization="sync_batch", dropout=0.0),
     "transformer": SimpleNamespace(name="transformer", patch=2, width=16, heads=4, depth=2, dropout=0.25),
 }
 ELEMENTS = 24
@@ -105,7 +105,7 @@ def model_arrays(name: str, options: Any) -> None:
         arrays[f"{name}.initial.{index}"] = array(value)
     logits, _ = model.stateless_call(weights, statistics, x, training=False)
     arrays[f"{name}.logits"] = array(logits)
-    with keyed(Key(SEED, tensor(np.int32(1)), tensor(np.arange(BATCH, dtype=np.int32)))):
+    with drawing(Key(SEED, tensor(np.int32(1)), tensor(np.arange(BATCH, dtype=np.int32)))):
         logits, new_statistics = model.stateless_call(weights, statistics, x, training=True)
     arrays[f"{name}.training_logits"] = array(logits)
     for index, value in enumerate(new_statistics):
@@ -118,7 +118,7 @@ def model_arrays(name: str, options: Any) -> None:
 
 def random_bits() -> None:
     def draw(step: Any, samples: Any) -> Any:
-        return bits(Key(SEED, step, samples), layer_index=1, num_elements=ELEMENTS)
+        return Key(SEED, step, samples).bits(layer_index=1, num_elements=ELEMENTS, batch=None)
 
     samples = [np.arange(BATCH), np.arange(1000, 1000 + BATCH), np.arange(2**32 - BATCH, 2**32)]
     steps = [np.int64(0), np.int64(1), np.int64(2**32 - 1)]
@@ -140,7 +140,7 @@ def masks_by_replicas() -> None:
             # Last replica first: what a replica draws must not depend on who drew before.
             for replica in reversed(range(num_replicas)):
                 samples = np.arange(replica * size, (replica + 1) * size, dtype=np.int32)
-                with keyed(Key(SEED, tensor(np.int32(step)), tensor(samples))):
+                with drawing(Key(SEED, tensor(np.int32(step)), tensor(samples))):
                     found[step, samples] = array(layer(ones, training=True)) != 0
         return found
 
@@ -156,7 +156,7 @@ def dropout_step(name: str) -> None:
     x = tensor(np.random.default_rng(0).random((BATCH, *SHAPE), dtype=np.float32))
 
     def step_function(step: Any, samples: Any, x: Any, *weights: Any) -> Any:
-        with keyed(Key(SEED, step, samples)):
+        with drawing(Key(SEED, step, samples)):
             return model.stateless_call(list(weights), [], x, training=True)[0]
 
     first = (tensor(np.int32(0)), tensor(np.arange(BATCH, dtype=np.int32)), x, *weights)
@@ -174,7 +174,7 @@ def attention() -> None:
     for num_replicas in (1, 2, 4):
         parts = []
         for samples in np.split(np.arange(BATCH, dtype=np.int32), num_replicas):
-            with keyed(Key(SEED, tensor(np.int32(1)), tensor(samples))):
+            with drawing(Key(SEED, tensor(np.int32(1)), tensor(samples))):
                 parts.append(array(layer(tensor(x[samples]), training=True)))
         arrays[f"attention.{num_replicas}"] = np.concatenate(parts)
     facts["odd_heads"] = error_of(lambda: SelfAttention(4, 0.0, seed=SEED, first_index=0, layer_index=0)(tensor(x)))
@@ -190,11 +190,11 @@ def errors() -> None:
     ones = tensor(np.ones((BATCH, 4), np.float32))
 
     def short_key() -> Any:
-        with keyed(Key(SEED, 0, tensor(np.arange(1)))):
+        with drawing(Key(SEED, 0, tensor(np.arange(1)))):
             return layer(ones, training=True)
 
     def after_key() -> Any:
-        with keyed(Key(SEED, 0, tensor(np.arange(BATCH)))):
+        with drawing(Key(SEED, 0, tensor(np.arange(BATCH)))):
             layer(ones, training=True)
         return layer(ones, training=True)
 

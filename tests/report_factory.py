@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import numpy as np
 from rich.console import Console
 
 from trainer import config as schema
+from trainer import holders
 from trainer.audit import verdict as verdicts
 from trainer.audit.guarantees import GUARANTEES, checkable
-from trainer.audit.records import FRACTURED, Evaluation, Reference, ReplicaRecord, RunRecord
+from trainer.audit.judge import claimed as claims
+from trainer.audit.records import DTYPES, FRACTURED, Evaluation, Noted, Reference, ReplicaRecord, RunRecord, code
 from trainer.audit.verdict import Anomaly, Covers, Error, ErrorKind, Guarantee, PrecisionRow, Status, Verdict
 from trainer.report.observer import Observer
 from trainer.state.layout import plan
@@ -29,8 +32,11 @@ SAFE, UNSAFE = "locked", "overwrite"
 NAMES = {SAFE: "00_threads_locked_2", UNSAFE: "01_threads_overwrite_2"}
 
 
-def make_config(mode: str = SAFE, *, replicas: int = 2, steps: int = 45, log_every: int = 10) -> schema.Config:
+def make_config(
+    mode: str = SAFE, *, replicas: int = 2, steps: int = 45, log_every: int = 10, precision: str = "float32"
+) -> schema.Config:
     config = schema.Config(num_replicas=replicas, update_mode=schema.UpdateMode(mode))
+    config.precision = replace(schema.OPTIONS["precision"][precision])
     config.strategy = schema.Strategy(MODES[mode].strategies[0])
     config.train = replace(config.train, steps=steps, log_every=log_every)
     return config
@@ -39,7 +45,14 @@ def make_config(mode: str = SAFE, *, replicas: int = 2, steps: int = 45, log_eve
 def make_record(config: schema.Config, *, seed: int = 0) -> RunRecord:
     """A record of which no step is done yet: `complete` completes steps of it."""
     steps, replicas = config.train.steps, config.num_replicas
-    layout = plan([("kernel", (4, 3)), ("bias", (3,))], [], [], counter=False, num_replicas=replicas)
+    layout = plan(
+        [("kernel", (4, 3)), ("bias", (3,))],
+        [],
+        [],
+        counter=False,
+        num_replicas=replicas,
+        loss_scale=config.precision.name == "mixed_float16",
+    )
     random = np.random.default_rng(seed)
     record = RunRecord(layout, steps, [ReplicaRecord.empty(each, steps, replicas) for each in range(replicas)])
     record.initial = np.zeros(layout.size, np.float32)
@@ -50,14 +63,30 @@ def make_record(config: schema.Config, *, seed: int = 0) -> RunRecord:
 
 
 def complete(record: RunRecord, steps: int, *, audited: bool = True, torn: bool = False) -> None:
-    """Let every replica have completed so many steps, with its audit columns read off or not yet."""
+    """Let every replica have completed so many steps, with its audit columns read off or not yet; all in float32."""
+    float32 = code("float32")
     for replica in record.replicas:
         replica.steps_done = steps
         if audited:
             replica.staleness[:steps] = (np.arange(steps) + replica.replica_id) % record.num_replicas
             replica.read_version[:steps] = np.arange(steps) * record.num_replicas
             replica.read_state[:steps] = FRACTURED if torn else 0
-            replica.computed = Counter({"float32": steps})
+            replica.noted[:steps] = Noted(0, 0, batch=0, asked=float32, entry=0, exit=0)
+            replica.loss_scale[:steps, 0] = 32768
+            read_off(replica, activations=[float32] * steps, gradients=[float32] * steps)
+
+
+def read_off(replica: ReplicaRecord, **codes: Sequence[int]) -> None:
+    """Let these codes have been read off a replica's first steps: `activations`, `gradients`, or fields of `Noted`."""
+    for name, column in codes.items():
+        if name == "activations":
+            replica.computed_in[: len(column)] = column
+            found = Counter(column)
+            replica.computed = Counter({DTYPES[each]: count for each, count in found.items()})
+        elif name == "gradients":
+            replica.gradients_in[: len(column)] = column
+        else:
+            replica.noted[: len(column), Noted._fields.index(name)] = column
 
 
 def add_references(record: RunRecord, every: int = 20) -> None:
@@ -111,7 +140,7 @@ def make_verdict(config: schema.Config, record: RunRecord, *, kept: int | None =
         "data": config.data.name,
         "optimizer": config.optimizer.name,
         "precision": config.precision.name,
-        "state": dict(vars(config.state)),
+        "state": holders.state(config),
         "schedule": "free",
         "audit": "counters",
         "steps": config.train.steps,
@@ -136,7 +165,7 @@ def make_verdict(config: schema.Config, record: RunRecord, *, kept: int | None =
 
 def _guarantee(name: str, config: schema.Config, *, lost: int) -> Guarantee:
     mode = MODES[config.update_mode.name]
-    claimed, required = name in mode.claims, name in config.require
+    claimed, required = name in claims(config), name in config.require
     if name in mode.not_applicable:
         return Guarantee(name, claimed, required, "not_applicable", Covers(), "")
     if name not in checkable(config):
@@ -151,9 +180,11 @@ def _guarantee(name: str, config: schema.Config, *, lost: int) -> Guarantee:
     return Guarantee(name, claimed, required, status, Covers(), evidence)
 
 
-def report_run(folder: Path, mode: str, *, finish: bool = True, console: Console | None = None) -> RunRecord:
+def report_run(
+    folder: Path, mode: str, *, finish: bool = True, console: Console | None = None, precision: str = "float32"
+) -> RunRecord:
     """Report a whole run of 45 steps in chunks, as a run would, and leave its verdict in the folder."""
-    config = make_config(mode)
+    config = make_config(mode, precision=precision)
     record = make_record(config)
     folder.mkdir(parents=True)
     with Observer(config, folder, console or Console(file=io.StringIO())) as observer:
@@ -171,17 +202,31 @@ def report_run(folder: Path, mode: str, *, finish: bool = True, console: Console
     return record
 
 
-def add_run(folder: Path, job: int, mode: str, *, replicas: int = 2, kept: int | None = None, **changed: Any) -> None:
+def add_run(
+    folder: Path,
+    job: int,
+    mode: str,
+    *,
+    replicas: int = 2,
+    kept: int | None = None,
+    anomalies: Sequence[Anomaly] = (),
+    **changed: Any,
+) -> None:
     """Leave the verdict of a run as a sweep's job would; `changed` are other values among its run's or its metrics."""
     config = make_config(mode, replicas=replicas)
     record = make_record(config)
     complete(record, config.train.steps)
     verdict = make_verdict(config, record, kept=kept)
+    verdict.anomalies += anomalies
     for name, value in changed.items():
         (verdict.metrics if name in verdict.metrics else verdict.run)[name] = value
     run_folder = folder / f"{job}_{config.strategy.name}_{mode}_{replicas}"
     run_folder.mkdir(parents=True)
     verdicts.save(verdict, run_folder)
+
+
+def seen(kind: str, count: int, of: int) -> Anomaly:
+    return Anomaly(kind, count, of, where="everywhere", witness="somewhere")
 
 
 def add_broken(folder: Path, job: int, kind: ErrorKind, message: str) -> None:

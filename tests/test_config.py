@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
 
 from trainer.audit.guarantees import GUARANTEES, checkable
 from trainer.config import (
-    HOLDERS,
     OPTIONS,
     Adam,
     Audit,
@@ -18,8 +18,10 @@ from trainer.config import (
     ConfigError,
     Digits,
     Linear,
+    MixedFloat16,
     Mlp,
     Momentum,
+    Precision,
     Sgd,
     State,
     Strategy,
@@ -28,8 +30,10 @@ from trainer.config import (
     UpdateMode,
 )
 from trainer.from_dict import from_dict
+from trainer.holders import at_risk, claims, mechanism, refusal, state
 from trainer.keys import keys, unknown
 from trainer.rules import validate
+from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
 
 MIRRORED = Strategy("mirrored")
@@ -76,7 +80,48 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"state": State(gradients="unheard_of")},
-        "state.gradients must be one of safe, " + ", ".join(HOLDERS["gradients"]) + "; got 'unheard_of'.",
+        "state.gradients must be one of safe, naive, " + ", ".join(HOLDERS["gradients"]) + "; got 'unheard_of'.",
+    ),
+    (
+        {"strategy": MIRRORED, "state": State(gradients="shared")},
+        "state.gradients=shared needs strategy=threads: TensorFlow's tape returns gradients, so there is no .grad to "
+        "share. Try per_replica.",
+    ),
+    (
+        {"strategy": MIRRORED, "state": State(first_call="double_checked")},
+        "state.first_call=double_checked needs strategy=threads: a lock held across a cross-replica call hangs "
+        "MirroredStrategy, which runs replicas one at a time. Try before_start, instance_set, flag.",
+    ),
+    (
+        {"state": State(loss_scale="shared")},
+        "state.loss_scale=shared needs precision=mixed_float16: precision=float32 has no loss scale.",
+    ),
+    (
+        {"update_mode": UpdateMode("locked"), "state": State(batch_statistics="reduced")},
+        "state.batch_statistics=reduced needs update_mode=all_reduce or unscaled_sum: update_mode=locked never brings "
+        "the replicas together.",
+    ),
+    (
+        {"strategy": MIRRORED, "update_mode": UpdateMode("first_replica"), "state": State(batch_statistics="shared")},
+        "state.batch_statistics=shared does not go with update_mode=first_replica, which gives every copy the same "
+        "value.",
+    ),
+    (
+        {"precision": Precision(enabled_in="both")},
+        "precision.enabled_in must be one of main, replica; got 'both'.",
+    ),
+    (
+        {"precision": MixedFloat16(initial_scale=1000.0)},
+        "precision.initial_scale must be a power of two from 1 to 2**126; got 1000. Keras and PyTorch start from 32768 "
+        "and 65536.",
+    ),
+    ({"precision": MixedFloat16(growth_steps=0)}, "precision.growth_steps must be at least 1; got 0."),
+    ({"train": Train(capture="maybe")}, "train.capture must be one of auto, always, never; got 'maybe'."),
+    ({"train": Train(evaluators=2)}, "train.evaluators must be from 0 to num_replicas - 1; got 2."),
+    (
+        {"train": Train(evaluators=1), "update_mode": UpdateMode("locked")},
+        "train.evaluators=1 needs update_mode=all_reduce, which leaves evaluating replicas out of the mean; "
+        "update_mode=locked would step the optimizer for them.",
     ),
     (
         {"strategy": MIRRORED, "update_mode": UpdateMode("locked")},
@@ -172,10 +217,50 @@ def test_a_required_guarantee_is_taken_exactly_where_it_can_be_checked(name: str
                 validate(config)
 
 
-def test_every_holder_is_taken_by_its_name() -> None:
+@pytest.mark.parametrize("strategy", ["threads", "mirrored"])
+def test_every_holder_is_taken_by_its_name_or_refused_with_a_reason(strategy: str) -> None:
     for key, mechanisms in HOLDERS.items():
-        for name in ("safe", *mechanisms):
-            validate(Config(state=State(**{key: name})))
+        for name in mechanisms:
+            config = Config(strategy=Strategy(strategy), state=State(**{key: name}), precision=MixedFloat16())
+            if why := refusal(config, key, name):
+                with pytest.raises(ConfigError, match=f"^state.{key}={name} {re.escape(why)}$"):
+                    validate(config)
+            else:
+                validate(config)
+
+
+@pytest.mark.parametrize("precision", OPTIONS["precision"].values(), ids=lambda option: option.name)
+@pytest.mark.parametrize("enabled_in", ["main", "replica"])
+def test_safe_and_naive_are_never_refused(precision: Any, enabled_in: str) -> None:
+    for mode in (row for row in MODES.values() if row.name != "custom"):
+        for strategy in mode.strategies:
+            for preset in ("safe", "naive"):
+                config = Config(
+                    strategy=Strategy(strategy),
+                    update_mode=UpdateMode(mode.name),
+                    precision=dataclasses.replace(precision, enabled_in=enabled_in),
+                    state=OPTIONS["state"][preset],
+                )
+                validate(config)
+                unsafe = {key: name for key, name in state(config).items() if HOLDERS[key][name].safe != "always"}
+                assert bool(unsafe) == (preset == "naive")
+                assert not at_risk(config) or preset == "naive"
+
+
+def test_naive_precision_is_what_goes_wrong_where_the_mode_is_turned_on() -> None:
+    """A thread-local mode that each replica turns on itself is in order; one that main turns on is not there."""
+    for enabled_in, name in (("main", "thread_local"), ("replica", "process_global")):
+        config = Config(precision=Precision(enabled_in=enabled_in), state=State(precision="naive"))
+        assert mechanism(config, "precision") == name
+        assert "precision_as_asked" in at_risk(config)
+    own = Config(precision=Precision(enabled_in="replica"), state=State(precision="thread_local"))
+    assert "precision_as_asked" in claims(own)
+
+
+def test_what_is_written_with_the_weights_is_claimed_only_as_they_are() -> None:
+    for mode, claimed in (("locked", True), ("overwrite", False)):
+        config = Config(update_mode=UpdateMode(mode), precision=MixedFloat16())
+        assert ({"batch_statistics_kept", "loss_scale_kept"} <= claims(config)) == claimed
 
 
 @pytest.mark.parametrize("model", [Linear(), Mlp(hidden=[8, 4]), Cnn(normalization="group")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,12 +11,24 @@ import pytest
 
 from trainer.audit.judge import judge
 from trainer.audit.recorder import Recorder
-from trainer.audit.records import FRACTURED, TORN_TENSOR, Evaluation, Reference, ReplicaRecord, RunRecord
+from trainer.audit.records import (
+    FRACTURED,
+    TORN_TENSOR,
+    Evaluation,
+    Noted,
+    Reference,
+    ReplicaRecord,
+    RunRecord,
+    code,
+)
+from trainer.audit.row import Row
 from trainer.audit.verdict import Error, Verdict, exit_status, save
 from trainer.config import Audit, Cnn, Config, Precision, Strategy, Train, UpdateMode
 from trainer.state.layout import plan
+from trainer.state.settings import Difference
 
 STEPS, REPLICAS = 12, 2
+ROW = Row(num_logits=4, num_gradients=4, num_canaries=2 * 2 * REPLICAS)
 NOISE = np.random.default_rng(0)
 
 
@@ -34,12 +45,20 @@ def clean_record(config: Config) -> RunRecord:
     layout = plan([("kernel", (4, 3)), ("bias", (3,))], [], ("velocity",), counter=False, num_replicas=REPLICAS)
     record = RunRecord(layout, STEPS, [ReplicaRecord.empty(own, STEPS, REPLICAS) for own in range(REPLICAS)])
     for replica in record.replicas:
-        recorder = Recorder(replica, REPLICAS, probe_size=4)
+        recorder = Recorder(replica, ROW, layout)
         for step in range(STEPS):
-            canaries = np.full(len(layout.read_segments) * 2 * REPLICAS, step, np.float32)
-            probe = NOISE.normal(size=4).astype(np.float32)
-            recorder.note(np.concatenate([[2.0 / (step + 1)], probe, canaries]).astype(np.float32), step * REPLICAS, 0)
+            batch = step * REPLICAS + replica.replica_id
+            row = np.zeros(ROW.canaries.stop, np.float32)
+            row[0] = 2.0 / (step + 1)
+            row[ROW.logits], row[ROW.gradients] = NOISE.normal(size=4), NOISE.normal(size=4)
+            row[ROW.sample], row[ROW.random], row[ROW.canaries] = 100 + batch, (batch, 1), step
+            recorder.note(row, Noted(step * REPLICAS, 0, batch, code("float32"), 0, 0))
         recorder.flush()
+        record.settings[replica.replica_id] = []
+    record.first_calls, record.batch_size, record.draws = 1, 8, True
+    record.planned = np.arange(100, 100 + STEPS * REPLICAS, dtype=np.int32)
+    record.expected_words = np.stack([replica.random_words for replica in record.replicas])
+    record.settings_asked = {"a setting": "x"}
     vector = layout.pack([NOISE.normal(size=(4, 3)), NOISE.normal(size=3)])
     vector[layout.canaries] = STEPS
     record.copies = np.stack([vector] * copies)
@@ -135,7 +154,51 @@ def drift_apart(record: RunRecord) -> None:
 
 
 def compute_in_bfloat16(record: RunRecord) -> None:
-    record.replicas[1].computed = Counter({"float32": STEPS - 1, "bfloat16": 1})
+    record.replicas[1].computed_in[3] = code("bfloat16")
+
+
+def compute_a_kernels_gradient_in_bfloat16(record: RunRecord) -> None:
+    record.replicas[1].gradients_in[3] = code("bfloat16")
+
+
+def leave_a_mode_on(record: RunRecord) -> None:
+    record.mode_left = "bfloat16"
+
+
+def make_the_first_call_again(record: RunRecord) -> None:
+    column(record, 1, "first_call")[0] = 1
+
+
+def column(record: RunRecord, own: int, name: str) -> np.ndarray:
+    return record.replicas[own].noted[:, Noted._fields.index(name)]
+
+
+def read_back_another_gradient(record: RunRecord) -> None:
+    for own in range(REPLICAS):
+        column(record, own, "mixed")[:] = 0
+    column(record, 1, "mixed")[2:4] = 1
+
+
+def draw_what_another_step_drew(record: RunRecord) -> None:
+    record.replicas[1].random_words[3] = record.replicas[0].random_words[2]
+    record.expected_words[1, 3] = record.replicas[0].random_words[2]
+
+
+def draw_other_numbers(record: RunRecord) -> None:
+    record.replicas[1].random_words[3] = (999, 999)
+
+
+def take_a_batch_twice(record: RunRecord) -> None:
+    column(record, 1, "batch")[4] = column(record, 0, "batch")[4]
+    record.replicas[1].first_samples[4] = record.replicas[0].first_samples[4]
+
+
+def see_other_samples(record: RunRecord) -> None:
+    record.replicas[1].first_samples[4] += 1
+
+
+def run_under_another_setting(record: RunRecord) -> None:
+    record.settings[1].append(Difference("a setting", "thread", "x", "y"))
 
 
 def compute_a_gradient_in_bfloat16(record: RunRecord) -> None:
@@ -159,6 +222,16 @@ DEFECTS: list[tuple[Callable[[RunRecord], None], str, str, int]] = [
     (mix_a_gradient, "gradients_unmixed", "mixed_gradient", 1),
     (drift_apart, "replicas_identical", "divergence", 1),
     (compute_in_bfloat16, "precision_as_asked", "precision_off", 1),
+    (compute_a_kernels_gradient_in_bfloat16, "precision_as_asked", "gradient_precision_off", 1),
+    (leave_a_mode_on, "precision_as_asked", "mode_left_on", 1),
+    (make_the_first_call_again, "initialized_once", "repeated_first_call", 1),
+    (read_back_another_gradient, "gradients_unmixed", "mixed_gradient", 2),
+    (draw_what_another_step_drew, "rng_independent", "repeated_random_numbers", 1),
+    (draw_other_numbers, "rng_independent", "underived_random_numbers", 1),
+    (take_a_batch_twice, "samples_once", "repeated_samples", 8),
+    (take_a_batch_twice, "samples_once", "missed_samples", 8),
+    (see_other_samples, "samples_once", "wrong_samples", 8),
+    (run_under_another_setting, "settings_as_asked", "setting_off", 1),
     (compute_a_gradient_in_bfloat16, "precision_as_asked", "gradient_precision_off", 1),
 ]
 
@@ -273,12 +346,15 @@ def test_each_replicas_own_batch_normalization_has_no_joint_gradient() -> None:
 def test_bfloat16_that_was_asked_for_is_upheld() -> None:
     config = config_of(precision=Precision("mixed_bfloat16"))
     record = clean_record(config)
+    for own in range(REPLICAS):
+        column(record, own, "asked")[:] = code("bfloat16")
     assert statuses(judge(config, record, None, {}))["precision_as_asked"] == "violated"
-    for replica in record.replicas:
-        replica.computed = Counter({"bfloat16": STEPS})
+    for own, replica in enumerate(record.replicas):
+        replica.computed_in[:] = replica.gradients_in[:] = column(record, own, "asked")[:] = code("bfloat16")
     kernel = record.layout.segments[0].span
     for reference in record.references:
         reference.contribution[kernel] = (reference.contribution[kernel].view(np.uint32) & 0xFFFF0000).view(np.float32)
+        reference.asked = "bfloat16"
     assert statuses(judge(config, record, None, {}))["precision_as_asked"] == "upheld"
 
 
@@ -315,13 +391,17 @@ def test_a_saved_verdict_is_plain_json_whatever_the_numbers(tmp_path) -> None:
 @pytest.mark.parametrize("num_steps", [1, 255, 256, 257, 600])
 def test_a_recorder_reads_off_every_row_in_its_place(num_steps: int) -> None:
     record = ReplicaRecord.empty(0, num_steps, REPLICAS)
-    recorder = Recorder(record, REPLICAS, probe_size=1)
+    layout = plan([("kernel", (4, 3)), ("bias", (3,))], [], (), counter=False, num_replicas=REPLICAS)
+    recorder = Recorder(record, ROW, layout)
     for step in range(num_steps):
-        canaries = np.full(8, step, np.float32)
+        row = np.full(ROW.canaries.stop, step, np.float32)
+        row[ROW.logits] = 0.1
         if step == num_steps - 1:
-            canaries[-1] += 1
-        recorder.note(np.concatenate([[step], [0.1], canaries]).astype(np.float32), 2 * step, step % 3)
+            row[-1] += 1
+        recorder.note(row, Noted(2 * step, step % 3, 7 * step, code("float32"), 0, 0))
     recorder.flush()
+    assert record.column("batch").tolist() == [7 * step for step in range(num_steps)]
+    assert record.first_samples.tolist() == list(range(num_steps))
     assert record.losses.tolist() == list(range(num_steps))
     assert record.read_version.tolist() == [2 * step for step in range(num_steps)]
     assert record.staleness.tolist() == [step % 3 for step in range(num_steps)]

@@ -233,7 +233,7 @@ def test_dropout_without_a_key_for_this_batch_is_refused(computed: dict[str, Com
     facts = computed[backend].facts
     for case in ("no_key", "after_key"):
         assert facts[case].startswith("RuntimeError")
-        assert "Random numbers were asked for without a key" in facts[case]
+        assert "Random numbers were asked for without a source" in facts[case]
     assert "The key is for 1 samples; the batch has 8." in facts["short_key"]
     assert facts["bad_rate"] == "ValueError: rate must be from 0 up to but without 1; got 1."
 

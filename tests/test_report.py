@@ -38,6 +38,7 @@ def test_a_sweeps_files_are_made_again_in_its_folder(command: Command, here: Pat
     assert folders(here / "all/one/sweep.csv") == ["0_threads_locked_2", "1_threads_overwrite_2"]
     assert (here / "all/one/sweep.png").read_bytes().startswith(b"\x89PNG")
     assert "anomaly" in done.stdout
+    assert "1    overwritten_update 45 of 90" in [line.rstrip() for line in done.stdout.splitlines()]
     # Once more over its own files, to the same end.
     before = (here / "all/one/sweep.csv").read_bytes()
     assert command("report", "all/one").stdout == done.stdout

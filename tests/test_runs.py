@@ -60,7 +60,16 @@ def test_a_verdict_is_complete_and_precision_is_read_off_every_replica(command: 
     assert found["schema"] == 1
     assert [each["name"] for each in found["guarantees"]] == list(GUARANTEES)
     assert found["precision"] == [
-        {"replica": replica, "asked": "bfloat16", "computed": {"bfloat16": STEPS}, "steps": STEPS, "steps_off": 0}
+        {
+            "replica": replica,
+            "asked": "bfloat16",
+            "computed": {"bfloat16": STEPS},
+            "steps": STEPS,
+            "steps_off": 0,
+            "gradients": {"bfloat16": STEPS},
+            "mode_at_entry": {"none": STEPS},
+            "mode_at_exit": {"none": STEPS},
+        }
         for replica in range(2)
     ]
     assert len(found["final_parameters_sha256"]) == 64

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from report_factory import SAFE, UNSAFE, add_broken, add_run
+from report_factory import SAFE, UNSAFE, add_broken, add_run, seen
 from rich.console import Console
 
 from trainer.audit import verdict as verdicts
@@ -37,6 +38,20 @@ def table(folder: Path) -> list[list[str]]:
     start = next(number for number, line in enumerate(lines) if line.startswith("job")) + 2
     stop = next(number for number in range(start, len(lines)) if not lines[number].strip() or ": " in lines[number])
     return [line.split() for line in lines[start:stop]]
+
+
+def anomalies(folder: Path, width: int = 120) -> dict[str, list[str]]:
+    """The printed table of anomalies: job -> its lines. Nothing where there is no such table."""
+    lines = told(folder, width)
+    head = next((number for number, line in enumerate(lines) if line.split() == ["job", "anomalies"]), len(lines) - 2)
+    found: dict[str, list[str]] = {}
+    for line in lines[head + 2 :]:
+        if not line.strip():
+            break
+        if not line.startswith(" "):
+            found[line.split()[0]] = []
+        found[list(found)[-1]].append(line.partition(" ")[2].strip())
+    return found
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -118,11 +133,82 @@ def test_the_csv_file_has_every_number_under_stable_columns(tmp_path: Path) -> N
     assert head[len(sweep.CSV_COLUMNS) :] == sorted(head[len(sweep.CSV_COLUMNS) :])
     safe, unsafe = rows_of(tmp_path)
     assert (safe["updates_kept"], unsafe["updates_kept"]) == ("90", "45")
-    assert (safe["state.gradients"], safe["versions.python"]) == ("safe", "3.11")
+    assert (safe["state.gradients"], safe["versions.python"]) == ("per_replica", "3.11")
     assert (safe["brought_along"], unsafe["brought_along"]) == ("", "7")
     # What was not measured is empty, not zero.
     assert safe["replica_divergence_max"] == ""
     assert not list(tmp_path.glob(".sweep*"))
+
+
+def test_unsafe_runs_show_each_anomaly_by_name_with_a_count_and_safe_ones_none(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, UNSAFE, kept=45, anomalies=[seen("mixed_gradient", 1160, 1200), seen("mode_left_on", 1, 1)])
+    add_run(tmp_path, 1, SAFE)
+    add_refused(tmp_path, 2)
+    assert anomalies(tmp_path) == {
+        "0": ["overwritten_update 45 of 90, mixed_gradient 1,160 of 1,200, mode_left_on 1 of 1"],
+        "1": ["none"],
+        "2": ["-"],
+    }
+    assert [row["anomalies"] for row in rows_of(tmp_path)] == [
+        "overwritten_update=45;mixed_gradient=1160;mode_left_on=1",
+        "none",
+        "",
+    ]
+
+
+def test_where_no_run_has_an_anomaly_there_is_no_second_table(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, SAFE)
+    add_refused(tmp_path, 1)
+    assert anomalies(tmp_path) == {}
+    assert not any("anomalies" in line for line in told(tmp_path))
+
+
+def test_a_run_that_checked_nothing_is_not_said_to_have_no_anomalies(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, UNSAFE, kept=45)
+    add_run(tmp_path, 1, SAFE)
+    path = next(tmp_path.glob("1_*/verdict.json"))
+    verdict = json.loads(path.read_text())
+    for each in verdict["guarantees"]:
+        each["status"] = "not_checked"
+    path.write_text(json.dumps(verdict))
+    assert anomalies(tmp_path)["1"] == ["-"]
+    assert rows_of(tmp_path)[1]["anomalies"] == ""
+
+
+def test_anomalies_of_one_kind_are_one(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, UNSAFE, anomalies=[seen("setting_off", 1, 37), seen("x", 1, 2), seen("setting_off", 1, 37)])
+    # Two of 37 in one replica, or one in each of two: it does not say of how many.
+    assert anomalies(tmp_path) == {"0": ["setting_off 2, x 1 of 2"]}
+    assert rows_of(tmp_path)[0]["anomalies"] == "setting_off=2;x=1"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_lines_of_anomalies_end_between_them_and_fit_the_console(tmp_path: Path, width: int) -> None:
+    kinds = [f"{'repeated_' * (number % 4)}anomaly_{number}" for number in range(30)]
+    add_run(tmp_path, 0, UNSAFE, anomalies=[seen(kind, 1234, 2500000) for kind in kinds])
+    add_run(tmp_path, 1, SAFE)
+    lines = anomalies(tmp_path, width)["0"]
+    assert max(len(line) for line in told(tmp_path, width)[:-3]) <= width
+    assert " ".join(lines) == ", ".join(f"{kind} 1,234 of 2,500,000" for kind in kinds)
+    assert all(line.endswith(",") for line in lines[:-1])
+    # As much as fits stands on each line.
+    for line, after in itertools.pairwise(lines):
+        assert len("job  ") + len(f"{line} {after.partition(', ')[0]},") > width
+
+
+def test_jobs_are_called_the_same_in_both_tables(tmp_path: Path) -> None:
+    add_run(tmp_path / "one", 0, SAFE)
+    add_run(tmp_path / "two", 0, UNSAFE, kept=45)
+    assert anomalies(tmp_path) == {"a0": ["none"], "b0": ["overwritten_update 45 of 90"]}
+
+
+@pytest.mark.parametrize("odd", [None, "x", [1], [{}], [{"kind": "x", "count": "many"}], {"kind": "x"}])
+def test_odd_anomalies_do_not_end_the_report(tmp_path: Path, odd: object) -> None:
+    add_run(tmp_path, 0, SAFE)
+    path = next(tmp_path.glob("0_*/verdict.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "anomalies": odd}))
+    assert table(tmp_path)[0][-1] == "upheld"
+    assert anomalies(tmp_path) == {}
 
 
 def test_a_plot_is_drawn_beside_the_table(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,23 +30,27 @@ from report_factory import (
     make_config,
     make_record,
     make_verdict,
+    read_off,
     report_run,
+    seen,
 )
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from trainer import config as schema
-from trainer.audit.records import RunRecord
-from trainer.audit.verdict import Error, Verdict
+from trainer.audit.records import RunRecord, code
+from trainer.audit.verdict import Error, Guarantee, Verdict
 from trainer.report import buckets, markdown, tensorboard
 from trainer.report.charts import CATEGORIES
-from trainer.report.tags import DESCRIPTIONS, HYPERPARAMETERS, METRICS, hyperparameters
+from trainer.report.tags import DESCRIPTIONS, HYPERPARAMETERS, LOST, METRICS, hyperparameters
 from trainer.report.tensorboard import RunEvents
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIXES = ("train/", "updates/", "gradients/", "precision/", "replicas/", "speed/")
 # TensorBoard reads files through TensorFlow where it is installed, unless a module of this name exists.
 WITHOUT_TENSORFLOW = "import sys, types; sys.modules['tensorboard.compat.notf'] = types.ModuleType('notf'); "
+
+NOBODY, FLOAT32, BFLOAT16, FLOAT16 = (code(dtype) for dtype in (None, "float32", "bfloat16", "float16"))
 
 Points = dict[str, list[tuple[int, float]]]
 
@@ -78,6 +82,27 @@ def texts(folder: Path) -> dict[str, str]:
         for value in event.summary.value
         if value.metadata.plugin_data.plugin_name == "text"
     }
+
+
+def images(folder: Path) -> dict[str, list[tuple[int, int, int, bytes]]]:
+    """Step, width, height and PNG file of every image, in the order in which they were written."""
+    found: dict[str, list[tuple[int, int, int, bytes]]] = defaultdict(list)
+    for event in events(folder):
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name == "images":
+                width, height, png = value.tensor.string_val
+                found[value.tag].append((event.step, int(width), int(height), png))
+    return dict(found)
+
+
+def described(folder: Path) -> dict[str, str]:
+    """What each tag's first point says that it shows; not of texts, layouts and the HParams table's own."""
+    found: dict[str, str] = {}
+    for event in events(folder):
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name in ("scalars", "histograms", "images"):
+                found.setdefault(value.tag, value.metadata.summary_description)
+    return found
 
 
 def charts(folder: Path) -> list[Any]:
@@ -293,7 +318,7 @@ def test_every_run_names_the_same_charts_once(tmp_path: Path) -> None:
 def test_every_chart_finds_what_a_run_writes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(1000))
     monkeypatch.setattr(tensorboard, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    report_run(tmp_path / "run", UNSAFE)
+    report_run(tmp_path / "run", UNSAFE, precision="mixed_float16")
     written = set(points(tmp_path / "run"))
     for category in CATEGORIES:
         for chart in category.charts:
@@ -309,15 +334,143 @@ def test_every_chart_finds_what_a_run_writes_and_nothing_else(tmp_path: Path, mo
 
 
 def test_precision_shows_the_bits_that_were_computed_in(tmp_path: Path, writer: RunEvents, record: RunRecord) -> None:
-    complete(record, 10)
-    record.replicas[1].computed = Counter({"bfloat16": 5, "float16": 5})
-    writer.rows(record)
-    complete(record, 20)
-    record.replicas[1].computed = Counter({"bfloat16": 10, "float16": 5, "float32": 5})
+    for steps in (10, 21):
+        complete(record, steps)
+        read_off(record.replicas[1], activations=([BFLOAT16] * 6 + [FLOAT32] * 5 + [FLOAT16] * 10)[:steps])
+        writer.rows(record)
+    found = points(tmp_path)
+    assert found["precision/computed_bits/replica_0"] == [(0, 32.0), (10, 32.0), (20, 32.0)]
+    # The mean of the ten steps since the point before.
+    assert found["precision/computed_bits/replica_1"] == [(0, 16.0), (10, 24.0), (20, 16.0)]
+
+
+def test_each_replicas_precision_is_followed_from_what_was_asked_to_what_came_of_it(
+    tmp_path: Path, writer: RunEvents, record: RunRecord
+) -> None:
+    complete(record, 11)
+    read_off(
+        record.replicas[1],
+        asked=[FLOAT32] + [BFLOAT16] * 10,
+        entry=[NOBODY] * 6 + [BFLOAT16] * 5,
+        exit=[BFLOAT16] * 11,
+        gradients=[FLOAT32] + [BFLOAT16] * 10,
+    )
     writer.rows(record)
     found = points(tmp_path)
-    assert found["precision/computed_bits/replica_0"] == [(0, 32.0), (10, 32.0)]
-    assert found["precision/computed_bits/replica_1"] == [(0, 16.0), (10, 24.0)]
+    assert {
+        tag.split("/")[1]: values for tag, values in found.items() if re.match(r"precision/.*/replica_1$", tag)
+    } == {
+        "asked_bits": [(0, 32.0), (10, 16.0)],
+        "computed_bits": [(0, 32.0), (10, 32.0)],
+        "gradient_bits": [(0, 32.0), (10, 16.0)],
+        "mode_at_entry": [(0, 0.0), (10, 8.0)],
+        "mode_at_exit": [(0, 16.0), (10, 16.0)],
+    }
+    assert found["precision/mode_at_exit/replica_0"] == [(0, 0.0), (10, 0.0)]
+
+
+def test_steps_that_tell_no_dtype_have_no_bits(tmp_path: Path, writer: RunEvents, record: RunRecord) -> None:
+    complete(record, 11)
+    read_off(record.replicas[0], activations=[0] * 11, gradients=[0] * 6 + [FLOAT16] * 5, entry=[-1] * 11)
+    writer.rows(record)
+    found = points(tmp_path)
+    assert "precision/computed_bits/replica_0" not in found
+    assert "precision/mode_at_entry/replica_0" not in found
+    assert found["precision/gradient_bits/replica_0"] == [(10, 16.0)]
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_loss_scale_and_overflows_are_written_where_there_is_a_scale(tmp_path: Path, precision: str) -> None:
+    config = make_config(precision=precision)
+    record, writer = make_record(config), RunEvents(config, tmp_path)
+    complete(record, 21)
+    record.replicas[0].loss_scale[7:, 0] = 16384
+    for step, replica in ((5, 1), (7, 0), (7, 1), (10, 0), (20, 1)):
+        record.replicas[replica].loss_scale[step, 1] = 1
+    writer.rows(record)
+    writer.close()
+    found = {tag: values for tag, values in points(tmp_path).items() if "scale" in tag or "overflow" in tag}
+    expected = {
+        "precision/loss_scale/replica_0": [(0, 32768.0), (10, 16384.0), (20, 16384.0)],
+        "precision/loss_scale/replica_1": [(0, 32768.0), (10, 32768.0), (20, 32768.0)],
+        "precision/overflows": [(0, 0.0), (10, 4.0), (20, 5.0)],
+    }
+    assert found == (expected if precision == "mixed_float16" else {})
+
+
+def test_mixed_gradients_are_counted_where_they_are_read_back(
+    tmp_path: Path, writer: RunEvents, record: RunRecord
+) -> None:
+    complete(record, 1)
+    writer.rows(record)
+    assert "gradients/mixed" not in points(tmp_path)
+    complete(record, 21)
+    read_off(record.replicas[0], mixed=[-1] + [1] * 3 + [0] * 17)
+    read_off(record.replicas[1], mixed=[-1] + [0] * 18 + [1] * 2)
+    writer.rows(record)
+    assert points(tmp_path)["gradients/mixed"] == [(10, 3.0), (20, 5.0)]
+
+
+def finish(folder: Path, change: Any = None) -> Points:
+    """The points of a run that has ended, its record and verdict changed before they are written."""
+    config = make_config()
+    record = make_record(config)
+    complete(record, config.train.steps)
+    record.expected_words = np.zeros((2, config.train.steps, 2), np.float32)
+    verdict = make_verdict(config, record)
+    if change is not None:
+        change(record, verdict)
+    folder.mkdir()
+    writer = RunEvents(config, folder)
+    writer.finished(record, verdict)
+    writer.close()
+    return points(folder)
+
+
+def of_guarantee(verdict: Verdict, name: str) -> Guarantee:
+    return next(each for each in verdict.guarantees if each.name == name)
+
+
+@pytest.mark.parametrize("tag", LOST)
+def test_what_a_holder_lost_is_a_number_and_nothing_lost_is_0(tmp_path: Path, tag: str) -> None:
+    guarantee, kinds = LOST[tag]
+
+    def break_it(record: RunRecord, verdict: Verdict) -> None:
+        verdict.anomalies += [seen(kind, 7, 90) for kind in kinds[:1]]
+        of_guarantee(verdict, guarantee).status = "violated"
+
+    assert finish(tmp_path / "safe")[tag] == [(45, 0.0)]
+    assert finish(tmp_path / "unsafe", break_it)[tag] == [(45, 7.0)]
+
+
+@pytest.mark.parametrize("status", ["not_checked", "not_applicable"])
+def test_what_was_not_checked_is_not_written_as_if_nothing_were_lost(tmp_path: Path, status: str) -> None:
+    def uncheck(record: RunRecord, verdict: Verdict) -> None:
+        for each in verdict.guarantees:
+            each.status = status  # type: ignore[assignment]
+
+    assert set(LOST) & set(finish(tmp_path / "run", uncheck)) == set()
+
+
+def test_random_numbers_of_nobody_in_particular_are_not_said_to_be_right(tmp_path: Path) -> None:
+    def forget(record: RunRecord, verdict: Verdict) -> None:
+        record.expected_words = None
+
+    found = finish(tmp_path / "run", forget)
+    assert "train/random_numbers_off" not in found
+    assert found["train/random_numbers_repeated"] == [(45, 0.0)]
+
+
+def test_each_kind_of_anomaly_that_was_seen_is_one_number(tmp_path: Path) -> None:
+    def break_it(record: RunRecord, verdict: Verdict) -> None:
+        verdict.anomalies += [seen("setting_off", 1, 37), seen("torn_tensor", 5, 90), seen("setting_off", 1, 37)]
+
+    found = finish(tmp_path / "unsafe", break_it)
+    assert {tag: values for tag, values in found.items() if "anomalies" in tag} == {
+        "replicas/anomalies/setting_off": [(45, 2.0)],
+        "replicas/anomalies/torn_tensor": [(45, 5.0)],
+    }
+    assert not any("anomalies" in tag for tag in finish(tmp_path / "safe"))
 
 
 def test_throughput_leaves_out_start_up_and_the_audit_at_the_end(
@@ -353,10 +506,16 @@ def test_gradients_are_written_at_their_reference_steps(tmp_path: Path) -> None:
 
 
 def test_every_tag_has_a_known_prefix_and_a_description(tmp_path: Path) -> None:
-    report_run(tmp_path / "run", UNSAFE)
-    found = set(points(tmp_path / "run")) | set(histograms(tmp_path / "run"))
-    assert all(tag.startswith(PREFIXES) for tag in found | set(texts(tmp_path / "run")))
-    assert {tag.partition("/replica_")[0] for tag in found} <= set(DESCRIPTIONS)
+    report_run(tmp_path / "run", UNSAFE, precision="mixed_float16")
+    found = described(tmp_path / "run")
+    assert set(found) == {
+        tag
+        for of in (points, histograms, images)
+        for tag in of(tmp_path / "run")  # type: ignore[operator]
+    }
+    assert all(tag.startswith(PREFIXES) for tag in (*found, *texts(tmp_path / "run")))
+    assert [tag for tag, description in found.items() if not description] == []
+    assert set(LOST) <= set(DESCRIPTIONS)
 
 
 def test_a_run_that_broke_before_its_first_step_leaves_its_verdict(tmp_path: Path, writer: RunEvents) -> None:
@@ -393,11 +552,29 @@ def test_hyperparameters_leave_out_what_the_run_does_not_have() -> None:
     config = make_config()
     assert "normalization" not in hyperparameters(config)
     config.model = schema.Cnn()
-    config.state.gradients = "per_replica"
     found = hyperparameters(config)
     assert found["normalization"] == "batch"
-    assert found["state"] == "gradients=per_replica"
     assert list(found) == [column.name for column in HYPERPARAMETERS]
+    config.workload = schema.Custom()
+    assert "state" not in hyperparameters(config)  # a loop of the user's own holds it
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({}, "safe"),
+        ({"gradients": "per_replica", "precision": "explicit"}, "safe"),
+        ({"cursor": "naive", "precision": "locked_global"}, "precision=locked_global cursor=shared_iterator"),
+        ({"batch_statistics": "reduced"}, "batch_statistics=reduced"),
+        # float32 has no loss scale to share.
+        ({"loss_scale": "naive"}, "safe"),
+        (dict.fromkeys(vars(schema.State()), "naive"), "naive"),
+    ],
+)
+def test_the_table_tells_how_state_was_really_held(state: dict[str, str], told: str) -> None:
+    config = make_config("all_reduce")
+    config.state = schema.State(**state)
+    assert hyperparameters(config)["state"] == told
 
 
 def test_tensorboards_own_reader_finds_the_same_points(tmp_path: Path) -> None:
@@ -411,6 +588,25 @@ def test_tensorboards_own_reader_finds_the_same_points(tmp_path: Path) -> None:
     )
     read = json.loads(run_python("-c", program, str(folder)))
     assert read == {tag: [list(point) for point in found] for tag, found in points(folder).items()}
+
+
+def test_tensorboards_own_reader_finds_the_heat_map(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    report_run(folder, UNSAFE)
+    program = WITHOUT_TENSORFLOW + (
+        "from tensorboard.backend.event_processing import event_accumulator as reader; "
+        "from tensorboard.plugins.image import metadata; "
+        "run = reader.EventAccumulator(sys.argv[1], {reader.TENSORS: 0}).Reload(); "
+        "(tag,) = run.PluginTagToContent(metadata.PLUGIN_NAME); (event,) = run.Tensors(tag); "
+        "width, height, png = event.tensor_proto.string_val; "
+        "print(tag, event.step, int(width), int(height), png.hex())"
+    )
+    ((step, width, height, png),) = images(folder)["precision/heatmap"]
+    assert run_python("-c", program, str(folder)).split() == [
+        "precision/heatmap",
+        *map(str, (step, width, height)),
+        png.hex(),
+    ]
 
 
 class Server:
@@ -454,6 +650,11 @@ class Server:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return self._ask(path, json.dumps(body).encode())
+
+    def content(self, path: str) -> bytes:
+        with self._opener.open(f"{self._address}data/plugin/{path}", timeout=20) as answer:
+            found: bytes = answer.read()
+        return found
 
     def _ask(self, path: str, body: bytes | None) -> Any:
         request = urllib.request.Request(
@@ -567,3 +768,15 @@ def test_the_server_has_every_histogram(server: Server, sweep: Path) -> None:
         for tag, expected in written.items():
             answer = server.get("histograms/histograms", run=name, tag=tag)
             assert [(step, own) for _, step, own in answer] == expected
+
+
+def test_the_server_shows_the_heat_map(server: Server, sweep: Path) -> None:
+    shown = server.get("images/tags")
+    for name in NAMES.values():
+        assert list(shown[name]) == ["precision/heatmap"]
+        assert shown[name]["precision/heatmap"]["samples"] == 1
+        assert "computed in at every step" in shown[name]["precision/heatmap"]["description"]
+        (answer,) = server.get("images/images", run=name, tag="precision/heatmap", sample="0")
+        ((step, _, _, png),) = images(sweep / name)["precision/heatmap"]
+        assert answer["step"] == step == 45
+        assert server.content(f"images/individualImage?{answer['query']}") == png

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.config import UpdateMode
+from trainer.config import Config, UpdateMode
 from trainer.state.layout import Layout, plan
 from trainer.strategies.threads import build_mode
 from trainer.updates import optimizers
@@ -44,8 +44,16 @@ class Case:
             num_replicas=num_replicas,
         )
         self.initial = self.layout.pack([np.full(segment.shape, 0.5) for segment in self.layout.read_segments])
-        training = SimpleNamespace(layout=self.layout, optimizer=rule, num_replicas=num_replicas)
-        self.shared, self.mode, self.replicas = build_mode(UpdateMode(name), self.initial, training)
+        training = SimpleNamespace(
+            layout=self.layout,
+            initial=self.initial,
+            optimizer=rule,
+            num_replicas=num_replicas,
+            num_trainers=num_replicas,
+            growth_steps=0,
+        )
+        config = Config(update_mode=UpdateMode(name), num_replicas=num_replicas)
+        self.shared, self.mode, self.replicas = build_mode(config, training)
 
     def contribute(self, replica: Replica, step: int) -> None:
         generator = np.random.default_rng([replica.replica_id, step])

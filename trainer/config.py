@@ -8,21 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trainer.updates.mechanisms import MODES
+from trainer.workloads.small import SMALL
 
 STRATEGIES = ("threads", "mirrored")
-PRECISIONS = ("float32", "mixed_bfloat16")
-# The mechanisms that each `state.*` key takes, safest first; `safe` stands for the first.
-HOLDERS: dict[str, tuple[str, ...]] = {
-    "precision": ("explicit",),
-    "gradients": ("per_replica",),
-    "random_numbers": ("derived",),
-    "batch_statistics": ("transactional",),
-    "cursor": ("sharded",),
-}
 
 
 class ConfigError(ValueError):
@@ -41,16 +33,33 @@ class UpdateMode:
 
 @dataclass
 class Precision:
-    """What the layers are asked to compute in; variables are float32 in both."""
+    """What the layers are asked to compute in; variables are float32 in all of them."""
 
     name: str = "float32"
+    # Who turns the precision mode on: main, round the whole training, or each replica, round its own forward pass.
+    enabled_in: str = "main"
+
+
+@dataclass
+class MixedFloat16:
+    """Layers compute in float16, and the loss is scaled so that small gradients do not vanish."""
+
+    name: str = "mixed_float16"
+    enabled_in: str = "main"
+    # What the loss is multiplied by at first: a power of two from 1 on. Halved after an overflow.
+    initial_scale: float = 32768.0
+    # Updates in a row without an overflow after which the scale is doubled; at least 1.
+    growth_steps: int = 2000
 
 
 @dataclass
 class State:
-    """Who holds each kind of replica state: `safe`, or a mechanism's name."""
+    """Who holds each kind of replica state: `safe`, `naive`, or a mechanism's name (`python -m trainer show state`)."""
 
     precision: str = "safe"
+    # Who notes that the step was called for the first time, which is done in float32.
+    first_call: str = "safe"
+    loss_scale: str = "safe"
     gradients: str = "safe"
     random_numbers: str = "safe"
     batch_statistics: str = "safe"
@@ -90,6 +99,8 @@ class Cnn:
     filters: list[int] = field(default_factory=lambda: [16, 32])
     # none, batch (each replica's own batch), sync_batch (the joint batch; mirrored only) or group.
     normalization: str = "batch"
+    # Share of what the last layer reads that is dropped in training, from 0 up to but without 1.
+    dropout: float = 0.1
 
 
 @dataclass
@@ -183,7 +194,12 @@ class Schedule:
 
 @dataclass
 class Workload:
-    """What the replicas do. `train`: train the model."""
+    """What the replicas do. `train`: train the model.
+
+    The others show what the frameworks' own defaults do to replicas. `moving_statistics`: batch statistics of a Keras
+    model in plain `fit`. `dropout_masks`: what stock Dropout draws. `functional_call`: one torch module, called by all
+    threads with their own parameters. `process_settings`: dtype and generator that threads share.
+    """
 
     name: str = "train"
 
@@ -212,6 +228,11 @@ class Train:
     evaluate_every: int = 0
     # Steps between rows in TensorBoard; at least 1.
     log_every: int = 10
+    # always (the step is recorded once and run without the interpreter), never (operator by operator) or auto: always,
+    # but under threads never where an unsafe precision or gradient holder's leak would not reach the layers.
+    capture: str = "auto"
+    # Replicas, the last ones, that do not train but evaluate their batches in float32; fewer than num_replicas.
+    evaluators: int = 0
     # Intra-op threads of each replica; 0 shares the machine's cores out evenly (at least one each).
     threads_per_replica: int = 0
     # Seconds without a finished step after which the run is ended as deadlocked; above 0.
@@ -229,7 +250,7 @@ class Config:
     model: Any = field(default_factory=Mlp)
     data: Any = field(default_factory=Digits)
     optimizer: Any = field(default_factory=Sgd)
-    precision: Precision = field(default_factory=Precision)
+    precision: Any = field(default_factory=Precision)
     state: State = field(default_factory=State)
     schedule: Schedule = field(default_factory=Schedule)
     workload: Any = field(default_factory=Workload)
@@ -245,14 +266,18 @@ class Config:
 OPTIONS: dict[str, dict[str, Any]] = {
     "strategy": {name: Strategy(name) for name in STRATEGIES},
     "update_mode": {name: Custom() if name == "custom" else UpdateMode(name) for name in MODES},
-    "precision": {name: Precision(name) for name in PRECISIONS},
+    "precision": {
+        "float32": Precision(),
+        "mixed_bfloat16": Precision("mixed_bfloat16"),
+        "mixed_float16": MixedFloat16(),
+    },
     "model": {"linear": Linear(), "mlp": Mlp(), "cnn": Cnn(), "transformer": Transformer(), "custom": Custom()},
     "data": {"digits": Digits(), "synthetic": Synthetic(), "npz": Npz(), "mnist": Mnist(), "custom": Custom()},
     "optimizer": {"sgd": Sgd(), "momentum": Momentum(), "adam": Adam()},
     "schedule": {"free": Schedule()},
-    "workload": {"train": Workload(), "custom": Custom()},
+    "workload": {"train": Workload(), **{name: Workload(name) for name in SMALL}, "custom": Custom()},
     "audit": {"none": Audit("none"), "counters": Audit(), "full": Audit("full")},
-    "state": {"safe": State()},
+    "state": {"safe": State(), "naive": State(*["naive"] * len(fields(State)))},
 }
 
 
@@ -260,9 +285,3 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
-
-
-def mechanism(config: Config, key: str) -> str:
-    """The mechanism that holds one kind of replica state: `safe` resolved to its name."""
-    asked: str = getattr(config.state, key)
-    return HOLDERS[key][0] if asked == "safe" else asked

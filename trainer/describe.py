@@ -7,7 +7,9 @@ import os
 import platform
 from typing import Any
 
-from trainer.config import HOLDERS, Config, Custom, mechanism
+from trainer.config import Config, Custom
+from trainer.holders import state
+from trainer.workloads.small import heeds
 
 PACKAGES = {"threads": ("keras", "torch", "numpy"), "mirrored": ("keras", "tensorflow", "numpy")}
 
@@ -23,13 +25,13 @@ def describe(config: Config, command: str) -> dict[str, Any]:
         "workload": _label(config.workload),
         "strategy": config.strategy.name,
         "engine": None,
-        "update_mode": _label(config.update_mode),
+        "update_mode": _heeded(config, "update_mode"),
         "num_replicas": config.num_replicas,
-        "model": _label(config.model),
-        "data": _label(config.data),
-        "optimizer": config.optimizer.name,
-        "precision": config.precision.name,
-        "state": {key: mechanism(config, key) for key in HOLDERS},
+        "model": _heeded(config, "model"),
+        "data": _heeded(config, "data"),
+        "optimizer": _heeded(config, "optimizer"),
+        "precision": _heeded(config, "precision"),
+        "state": state(config),
         "schedule": config.schedule.name,
         "audit": config.audit.name,
         "steps": config.train.steps,
@@ -39,6 +41,11 @@ def describe(config: Config, command: str) -> dict[str, Any]:
         "duration_seconds": None,
         "versions": _versions(config),
     }
+
+
+def _heeded(config: Config, group: str) -> str | None:
+    """What a group's option is called; None where the workload does not heed it."""
+    return _label(getattr(config, group)) if heeds(config, group) else None
 
 
 def _label(option: Any) -> str:

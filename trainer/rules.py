@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
 
 from trainer.audit.guarantees import GUARANTEES, HINTS, checkable
 from trainer.bring import check
 from trainer.config import (
-    HOLDERS,
     OPTIONS,
     Cnn,
     Config,
     ConfigError,
     Custom,
+    MixedFloat16,
     Npz,
     Synthetic,
     Transformer,
     nearest,
 )
+from trainer.holders import refusal
 from trainer.samples import Samples, samples
+from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
+from trainer.workloads.small import EVERYBODYS, SmallWorkload, heeds, small
 
 MAX_REPLICAS = 64
 NORMALIZATIONS = ("none", "batch", "sync_batch", "group")
+PRESETS = ("safe", "naive")
+ENABLED_IN = ("main", "replica")
+CAPTURE = ("auto", "always", "never")
 FAIL_ON = ("violated", "anomaly", "inconclusive", "never")
 
 
@@ -35,8 +42,11 @@ def validate(config: Config) -> None:
     """
     _validate_ranges(config)
     _validate_choices(config)
+    _validate_small(config)
     _validate_brought(config)
     _validate_mode(config)
+    _validate_state(config)
+    _validate_evaluators(config)
     _validate_model(config)
     _validate_data(config)
     _validate_required(config)
@@ -78,6 +88,15 @@ def _validate_ranges(config: Config) -> None:
     _at_least("audit.reference_mebibytes", audit.reference_mebibytes, 1)
     if not 1 <= audit.repeat <= 100:
         raise ConfigError(f"audit.repeat must be between 1 and 100; got {audit.repeat}.")
+    if isinstance(config.precision, MixedFloat16):
+        _at_least("precision.growth_steps", config.precision.growth_steps, 1)
+        mantissa, exponent = math.frexp(config.precision.initial_scale)
+        if mantissa != 0.5 or not 1 <= exponent <= 127:
+            # Any other would change the bits of gradients that are divided by it, off which their dtype is read.
+            raise ConfigError(
+                f"precision.initial_scale must be a power of two from 1 to 2**126; "
+                f"got {config.precision.initial_scale:g}. Keras and PyTorch start from 32768 and 65536."
+            )
     optimizer = config.optimizer
     if not 0 < optimizer.learning_rate < float("inf"):
         raise ConfigError(f"optimizer.learning_rate must be above 0 and finite; got {optimizer.learning_rate:g}.")
@@ -94,7 +113,41 @@ def _validate_choices(config: Config) -> None:
         if group != "state":  # a preset; its keys follow
             _one_of(group, getattr(config, group).name, OPTIONS[group])
     for key, mechanisms in HOLDERS.items():
-        _one_of(f"state.{key}", getattr(config.state, key), ("safe", *mechanisms))
+        _one_of(f"state.{key}", getattr(config.state, key), (*PRESETS, *mechanisms))
+    _one_of("precision.enabled_in", config.precision.enabled_in, ENABLED_IN)
+    _one_of("train.capture", config.train.capture, CAPTURE)
+
+
+def _validate_small(config: Config) -> None:
+    """Hold a small workload to what it needs, and other keys to being ones that it heeds."""
+    own = small(config)
+    if own is None:
+        return
+    if config.strategy.name not in own.strategies:
+        raise ConfigError(f"workload={own.name} needs strategy={' or '.join(own.strategies)}: {own.not_elsewhere}")
+    if config.num_replicas < 2:
+        raise ConfigError(f"workload={own.name} needs num_replicas of at least 2; got {config.num_replicas}.")
+    for given in _unheeded(config, own):
+        raise ConfigError(f"{given} does not go with workload={own.name}, which does not heed it. Leave it out.")
+
+
+def _unheeded(config: Config, own: SmallWorkload) -> Iterator[str]:
+    """What differs from the defaults and makes no difference to a small workload, as KEY=VALUE."""
+    heeded = {*EVERYBODYS, *own.uses}
+    for group, default in vars(Config()).items():
+        option = getattr(config, group)
+        if isinstance(option, Custom):
+            yield f"{group}._target_={option._target_}" if option._target_ else f"{group}=custom"
+        elif group in heeded:
+            continue
+        elif not is_dataclass(option):
+            if option != default:
+                yield f"{group}={option}"
+        elif getattr(option, "name", "") != getattr(default, "name", ""):
+            yield f"{group}={getattr(option, 'name', '')}"
+        else:
+            keys = {f"{group}.{key}": value for key, value in vars(option).items() if value != vars(default)[key]}
+            yield from (f"{key}={value}" for key, value in keys.items() if key not in heeded)
 
 
 def _validate_brought(config: Config) -> None:
@@ -131,6 +184,32 @@ def _validate_mode(config: Config) -> None:
     )
 
 
+def _validate_state(config: Config) -> None:
+    """Hold every mechanism that is named to being one that this run can have; `safe` and `naive` always are."""
+    for key in HOLDERS:
+        name = getattr(config.state, key)
+        if name in PRESETS:
+            continue
+        if isinstance(config.workload, Custom):
+            raise ConfigError(
+                f"state.{key}={name} does not go with workload=custom: a loop of your own holds its state itself. "
+                f"Leave state.{key} out."
+            )
+        if why := refusal(config, key, name):
+            raise ConfigError(f"state.{key}={name} {why}")
+
+
+def _validate_evaluators(config: Config) -> None:
+    evaluators = config.train.evaluators
+    if not 0 <= evaluators < config.num_replicas:
+        raise ConfigError(f"train.evaluators must be from 0 to num_replicas - 1; got {evaluators}.")
+    if evaluators and (config.update_mode.name != "all_reduce" or isinstance(config.workload, Custom)):
+        raise ConfigError(
+            f"train.evaluators={evaluators} needs update_mode=all_reduce, which leaves evaluating replicas out of the "
+            f"mean; update_mode={config.update_mode.name} would step the optimizer for them."
+        )
+
+
 def _validate_model(config: Config) -> None:
     model = config.model
     for key in ("hidden", "filters"):
@@ -156,6 +235,8 @@ def _validate_model(config: Config) -> None:
 
 
 def _validate_data(config: Config) -> None:
+    if not heeds(config, "data"):
+        return
     data = config.data
     if hasattr(data, "held_out"):
         _share("data.held_out", data.held_out, zero=False)
@@ -228,5 +309,7 @@ def _validate_required(config: Config) -> None:
         _one_of("require", name, GUARANTEES)
         if name not in can:
             hint = "It needs audit=counters." if config.audit.name == "none" else HINTS.get(name, "")
+            if small(config) is not None:
+                hint = "Leave workload out to check the others."
             checks = ", ".join(can) or "nothing"
             raise ConfigError(f"require={name} cannot be checked by this run, which checks {checks}. {hint}".strip())

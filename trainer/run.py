@@ -16,8 +16,10 @@ from trainer.config import Config, ConfigError, Custom
 from trainer.describe import describe, threads_per_replica
 from trainer.report.observer import Observer
 from trainer.state.layout import EMPTY
+from trainer.state.settings import ASKED_BY, snapshot
 from trainer.stop import Stop
 from trainer.strategies.hosting import RunBroken, Watcher
+from trainer.workloads.small import small
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +60,19 @@ def _train(config: Config, record: RunRecord, watcher: Watcher, stop: Stop, outc
             own_loop.train(config, record, watcher, stop)
             return None
 
+        if (own_case := small(config)) is not None:
+            workload = importlib.import_module(f"trainer.workloads.{own_case.module}")
+            record.findings = workload.run(config, record, watcher, stop)
+            return None
+
         from trainer.workloads.train import Training
 
         for repetition in range(config.audit.repeat):
             training = Training(config)
             own = _empty_record(config) if repetition else record
             own.layout, own.initial = training.layout, training.initial
+            # With everything built, so that what a user's code has set on the way is asked for.
+            own.settings_asked = {**snapshot(), **ASKED_BY[config.strategy.name]}
             strategy.train(config, training, own, _Unwatched() if repetition else watcher, stop)
             if stop.is_set():
                 break
@@ -91,4 +100,11 @@ class _Unwatched:
 def _empty_record(config: Config) -> RunRecord:
     steps, num_replicas = config.train.steps, config.num_replicas
     replicas = [ReplicaRecord.empty(replica_id, steps, num_replicas) for replica_id in range(num_replicas)]
-    return RunRecord(EMPTY, steps, replicas, threads_per_replica=threads_per_replica(config))
+    return RunRecord(
+        EMPTY,
+        steps,
+        replicas,
+        threads_per_replica=threads_per_replica(config),
+        batch_size=config.train.batch_size,
+        trains=small(config) is None,
+    )

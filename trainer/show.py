@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.audit.guarantees import GUARANTEES
-from trainer.config import HOLDERS, nearest
+from trainer.config import nearest
 from trainer.experiments import experiments
+from trainer.state.mechanisms import HOLDERS, Holder
 from trainer.updates.mechanisms import COLUMNS, MODES, Mechanism
 
 # Where no terminal says how wide it is: wide enough for every table.
@@ -25,7 +26,7 @@ OWN_MODE = (
     "update_mode._target_=MODULE.NAME brings one of your own: it claims nothing, and is held to what require= names."
 )
 NOT_YET = "not in this version"
-# State -> how it comes, what goes wrong, the safe way, and the key among HOLDERS that says who holds it here.
+# State -> how it comes, what goes wrong, the safe way, and the key that says who holds it here.
 STATE: tuple[tuple[str, str, str, str, str | None], ...] = (
     (
         "weights, optimizer slots",
@@ -55,7 +56,14 @@ STATE: tuple[tuple[str, str, str, str, str | None], ...] = (
         "inherited by replicas, or passed explicitly",
         "precision",
     ),
-    ("loss scale", "shared counter", "growth and back-off decisions lost", "inside the transaction", None),
+    (
+        "first call",
+        "a flag or a set, looked at, then set",
+        "what is to happen once happens in several replicas",
+        "made before replicas start",
+        "first_call",
+    ),
+    ("loss scale", "shared counter", "growth and back-off decisions lost", "inside the transaction", "loss_scale"),
     (
         "random numbers",
         "process-wide generator",
@@ -147,15 +155,30 @@ def _claim(mode: Mechanism, guarantee: str) -> Text:
 
 
 def _state(_width: int) -> list[Table]:
-    headers = ("state", "as it comes", "what goes wrong", "safe holder", "here")
-    caption = f"Chosen with state.KEY=safe or its name; KEY: {', '.join(HOLDERS)}."
-    return [_table(headers, [(*row, _holders(key)) for *row, key in STATE], caption)]
+    headers = ("state", "as it comes", "what goes wrong", "safe holder", "held by")
+    kinds = _table(headers, [(*row, _held_by(key)) for *row, key in STATE])
+    mechanisms = [
+        (f"state.{key}" if not index else "", held.name, _safe(held), " ".join(held.strategies), held.summary)
+        for key, named in HOLDERS.items()
+        for index, held in enumerate(named.values())
+    ]
+    caption = "safe stands for the first of each key, naive for what one gets without thinking of replicas."
+    return [kinds, _table(("key", "mechanism", "safe", "strategy", "what it does"), mechanisms, caption)]
 
 
-def _holders(key: str | None) -> str:
+def _held_by(key: str | None) -> str:
     if key is None:
         return NOT_YET
-    return "every update_mode" if key == "update_mode" else ", ".join(HOLDERS[key])
+    return "every update_mode" if key == "update_mode" else f"state.{key}"
+
+
+def _safe(held: Holder) -> Text:
+    match held.safe:
+        case "always":
+            return Text("yes", style="green")
+        case "replica":
+            return Text("if enabled_in=replica", style="yellow")
+    return Text("no", style="yellow")
 
 
 def _guarantees(_width: int) -> list[Table]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from trainer.config import HOLDERS, OPTIONS, Config
+from trainer.config import OPTIONS, Config
 from trainer.experiments import experiments
 from trainer.keys import keys
+from trainer.state.mechanisms import HOLDERS
 
 HEAD = """\
 Trains one Keras model on N replicas, under PyTorch threads or TensorFlow's MirroredStrategy, and tells what happened to
@@ -57,7 +58,7 @@ def _keys() -> Iterator[str]:
     for key in keys().values():
         owners = f"With {' and '.join(key.owners)} only." if key.owners else ""
         group, _, own = key.name.partition(".")
-        text = f"Who holds it: safe, or {' or '.join(HOLDERS[own])}." if group == "state" else key.text
+        text = f"Held by: safe, naive, or {', '.join(HOLDERS[own])}." if group == "state" else key.text
         yield from _row(key.name, " ".join(filter(None, (text, owners, f"Default: {key.default}."))))
     yield ""
 

@@ -49,6 +49,8 @@ def unconserved(record: RunRecord) -> Unconserved | None:
     count, where = 0, {}
     worst = Unconserved(0, 0, {})
     for segment in layout.segments:
+        if segment.kind in layout.apart:
+            continue
         off = np.abs(record.copies[:, segment.span].astype(np.float64) - expected[segment.span])
         # Not-a-number and infinity are off, whatever the bound.
         beyond = ~(off <= allowed[segment.span])
@@ -59,5 +61,5 @@ def unconserved(record: RunRecord) -> Unconserved | None:
             copy, element = np.unravel_index(int(ranked.argmax()), off.shape)
             if not off[copy, element] <= worst.off:
                 worst = Unconserved(0, 0, {}, segment.name, int(element), int(copy), float(off[copy, element]))
-    of = len(record.copies) * int(layout.is_value.sum())
+    of = len(record.copies) * sum(segment.size for segment in layout.segments if segment.kind not in layout.apart)
     return Unconserved(count, of, where, worst.variable, worst.element, worst.copy, worst.off)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from trainer.audit.records import Floats, RunRecord
 
-ALL = ("weight", "statistic", "slot", "counter")
+ALL = ("weight", "statistic", "loss_scale", "slot", "counter")
 
 
-def divergence(record: RunRecord) -> float | None:
+def transacted(record: RunRecord) -> tuple[str, ...]:
+    """The kinds of shared variables that the update mode answers for."""
+    return tuple(kind for kind in ALL if kind not in record.layout.apart)
+
+
+def divergence(record: RunRecord, kinds: Sequence[str] = ALL) -> float | None:
     """Largest absolute difference between any copy's value and copy 0's; None before the end of the run."""
     if record.copies is None:
         return None
-    values = np.stack([record.layout.values_of(copy, kinds=ALL) for copy in record.copies])
+    values = np.stack([record.layout.values_of(copy, kinds=kinds) for copy in record.copies])
     # Two infinities, or two not-a-numbers, are the same value and yet have no difference.
     same = values.view(np.uint32) == values[0].view(np.uint32)
     with np.errstate(invalid="ignore"):
@@ -23,12 +29,12 @@ def divergence(record: RunRecord) -> float | None:
 
 
 def kept(record: RunRecord) -> Floats:
-    """Per replica, how many of its updates every variable of every copy kept, once each: float32 [num_replicas].
+    """Per replica, how many of its updates every copy of every variable kept that the update mode answers for.
 
-    Where updates were multiplied, none counts as kept.
+    Where updates were multiplied, none counts as kept. float32 [num_replicas].
     """
     assert record.copies is not None
-    counts = record.copies[:, record.layout.canaries]
+    counts = record.copies[:, record.layout.canaries[record.layout.transacted]]
     found: Floats = np.where(counts.max(axis=(0, 1, 2)) <= record.steps, counts.min(axis=(0, 1, 2)), np.float32(0))
     return found
 
@@ -38,11 +44,11 @@ def outcome(record: RunRecord) -> str:
     return hashlib.sha256("".join(digests(record)).encode()).hexdigest()
 
 
-def digests(record: RunRecord) -> list[str]:
+def digests(record: RunRecord, kinds: Sequence[str] = ALL) -> list[str]:
     """SHA-256 of every copy's values, optimizer slots included: equal digests are equal bits."""
     assert record.copies is not None
     return [
-        hashlib.sha256(record.layout.values_of(copy, kinds=ALL).astype("<f4").tobytes()).hexdigest()
+        hashlib.sha256(record.layout.values_of(copy, kinds=kinds).astype("<f4").tobytes()).hexdigest()
         for copy in record.copies
     ]
 

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from trainer.audit import copies
 from trainer.audit.conservation import unconserved
 from trainer.audit.gradients import gradient_rows
-from trainer.audit.precision import gradient_dtypes
-from trainer.audit.records import FRACTURED, TORN_TENSOR, WHOLE, Floats, RunRecord
-from trainer.audit.verdict import Anomaly, PrecisionRow
+from trainer.audit.precision import precision_was_off
+from trainer.audit.records import DTYPES, FRACTURED, TORN_TENSOR, WHOLE, Floats, RunRecord
+from trainer.audit.verdict import Anomaly
 
 # How far an all-reduced gradient may be from the joint one, relative to the latter's norm: the order of additions
-# differs, and under bfloat16 every layer's rounding does too.
-JOINT_TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 5e-2}
+# differs, and under mixed precision every layer's rounding does too.
+JOINT_TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 5e-2, "mixed_float16": 1e-2}
 END = ("head", "tail")
 
 
@@ -40,21 +40,21 @@ class Finding:
     anomalies: list[Anomaly] = field(default_factory=list)
 
 
-def _not_checked(why: str) -> Finding:
+def not_checked(why: str) -> Finding:
     return Finding(why, checked=False)
 
 
 def lost_updates(record: RunRecord) -> Finding:
     """Count every replica's updates in the canaries of every variable and copy; with `audit=full` sum every element."""
     if record.copies is None:
-        return _not_checked("the run did not reach its end")
+        return not_checked("the run did not reach its end")
     expected, layout = record.steps, record.layout
     # [copies, segments, ends, replicas]; a canary that overflowed was multiplied.
-    counts = np.nan_to_num(record.copies[:, layout.canaries], nan=np.inf, posinf=np.inf)
+    counts = np.nan_to_num(record.copies[:, layout.canaries[layout.transacted]], nan=np.inf, posinf=np.inf)
     kept = copies.kept(record)
     finding = Finding(
         f"{int(kept.sum()):,} of {expected * record.num_replicas:,} updates kept, by the canaries of "
-        f"{len(layout.segments)} variables in {_copies(len(record.copies))}"
+        f"{counts.shape[1]} variables in {told_copies(len(record.copies))}"
     )
     multiplied = counts.max(axis=(0, 1, 2)) > expected
     lost = ~multiplied & (kept < expected)
@@ -73,7 +73,7 @@ def lost_updates(record: RunRecord) -> Finding:
 def _seen(record: RunRecord) -> Floats:
     """Per replica, the least of what any copy ever showed of its updates: 0 where one never received any."""
     assert record.copies is not None
-    ends = record.copies[:, record.layout.canaries].max(axis=(1, 2))
+    ends = record.copies[:, record.layout.canaries[record.layout.transacted]].max(axis=(1, 2))
     if len(ends) == 1:
         snapshots = [replica.versions[: replica.steps_done].max(axis=0, initial=0) for replica in record.replicas]
         seen: Floats = np.maximum(ends[0], np.max(snapshots, axis=0))
@@ -89,13 +89,14 @@ def _miscounted(record: RunRecord, kind: str, counts: Floats, kept: Floats, affe
     apart = np.where(affected, np.abs(counts - expected), -1)
     copy, segment, end, replica = (int(index) for index in np.unravel_index(apart.argmax(), counts.shape))
     found = counts[copy, segment, end, replica]
+    name = [each.name for each in record.layout.segments if each.kind not in record.layout.apart][segment]
     return Anomaly(
         kind,
         int((expected - kept[affected]).sum()),
         of,
         ", ".join(f"replica {own}: {int(number):,} of {expected:,} kept" for own, number in enumerate(kept)),
         f"after {expected:,} updates by replica {replica}, its {END[end]} canary in "
-        f"{record.layout.segments[segment].name} shows {f'{int(found):,}' if np.isfinite(found) else 'an overflow'}"
+        f"{name} shows {f'{int(found):,}' if np.isfinite(found) else 'an overflow'}"
         + (f" in copy {copy}" if len(counts) > 1 else ""),
     )
 
@@ -135,7 +136,7 @@ def _torn_witness(record: RunRecord) -> str:
     witnesses = [(replica.torn_witness, replica.replica_id) for replica in record.replicas if replica.torn_witness]
     (step, canaries), reader = min(witnesses, key=lambda witness: witness[0][0])
     writer = int(np.argmax((canaries != canaries[:1, :1]).any(axis=(0, 1))))
-    names = [segment.name for segment in record.layout.read_segments]
+    names = [segment.name for segment in record.layout.read_segments if segment.kind not in record.layout.apart]
 
     def place(flat: np.intp) -> tuple[str, int]:
         segment, end = np.unravel_index(flat, canaries.shape[:2])
@@ -155,10 +156,10 @@ def update_order(record: RunRecord, *, own_copies: bool) -> Finding:
     everybody's updates as the other. That holds only while counts never fall, so not where updates were overwritten.
     """
     if record.copies is None:
-        return _not_checked("the run did not reach its end")
+        return not_checked("the run did not reach its end")
     groups = [[replica] for replica in record.replicas] if own_copies else [record.replicas]
-    if not own_copies and (record.copies[0][record.layout.read_canaries].min(axis=(0, 1)) < record.steps).any():
-        return _not_checked("counts cannot tell the order of updates once some are overwritten")
+    if not own_copies and (record.copies[0][_read_canaries(record)].min(axis=(0, 1)) < record.steps).any():
+        return not_checked("counts cannot tell the order of updates once some are overwritten")
     num_snapshots = 0
     for group in groups:
         rows = [
@@ -181,11 +182,17 @@ def update_order(record: RunRecord, *, own_copies: bool) -> Finding:
     )
 
 
+def _read_canaries(record: RunRecord) -> NDArray[np.int64]:
+    layout = record.layout
+    found: NDArray[np.int64] = layout.read_canaries[layout.transacted[: len(layout.read_segments)]]
+    return found
+
+
 def staleness(record: RunRecord) -> Finding:
     """Count updates whose gradient was no longer of the current version when it was written."""
     values = recorded_staleness(record)
     if not len(values):
-        return _not_checked("no update was made")
+        return not_checked("no update was made")
     late = int((values > 0).sum())
     spread = f"staleness mean {values.mean():.2f}, max {values.max()}"
     finding = Finding(f"{late:,} of {len(values):,} updates came after others' ({spread})")
@@ -214,15 +221,25 @@ def recorded_staleness(record: RunRecord) -> np.ndarray[tuple[int], np.dtype[np.
 
 def joint_gradient(record: RunRecord, precision: str) -> Finding:
     """Hold what was applied to the joint batch's gradient, computed after the run at the same weights."""
-    errors = [(error, row.step, own) for row in gradient_rows(record) for own, error in row.errors.items()]
+    off_precision = {each.step for each in record.references if precision_was_off(record, each)}
+    # Nor is there one gradient where a replica was asked for another precision, as a first call is.
+    asked = {(each.step, each.asked) for each in record.references}
+    off_precision |= {step for step, dtype in asked if any((step, other) in asked for other in {*DTYPES} - {dtype})}
+    errors = [
+        (error, row.step, own)
+        for row in gradient_rows(record)
+        if row.step not in off_precision
+        for own, error in row.errors.items()
+    ]
     if not errors:
-        return _not_checked("no reference was kept")
+        why = "every step that was kept computed in another precision than asked" if off_precision else "none was kept"
+        return not_checked(f"no gradient to hold it to: {why}")
     tolerance = JOINT_TOLERANCE[precision]
     off = [found for found in errors if not found[0] <= tolerance]
     worst, step, own = max(errors)
     finding = Finding(
         f"largest relative error {worst:.1e} over {len(errors)} references, tolerance {tolerance:.0e}"
-        + _skipped(record)
+        + told_skipped(record)
     )
     if off:
         witness = f"replica {own}, step {step}: relative error {worst:.2g}"
@@ -230,35 +247,15 @@ def joint_gradient(record: RunRecord, precision: str) -> Finding:
     return finding
 
 
-def mixed_gradients(record: RunRecord) -> Finding:
-    """Compare each reference's gradient with itself computed again, bit for bit."""
-    done = [reference for reference in record.references if reference.recomputed is not None]
-    if not done:
-        return _not_checked("no gradient was computed again")
-    off = [
-        reference
-        for reference in done
-        if not np.array_equal(_bits(reference.recomputed), _bits(reference.contribution))
-    ]
-    finding = Finding(
-        f"{len(done) - len(off)} of {len(done)} gradients had the same bits when computed again" + _skipped(record)
-    )
-    if off:
-        assert off[0].recomputed is not None
-        apart = float(np.abs(off[0].recomputed - off[0].contribution).max())
-        witness = f"replica {off[0].replica_id}, step {off[0].step}: differs by up to {apart:.2g}"
-        finding.anomalies.append(Anomaly("mixed_gradient", len(off), len(done), "references", witness))
-    return finding
-
-
 def diverged_copies(record: RunRecord) -> Finding:
     """Compare the copies bit for bit, optimizer slots included."""
     if record.copies is None:
-        return _not_checked("the run did not reach its end")
-    found, apart = copies.digests(record), copies.divergence(record)
+        return not_checked("the run did not reach its end")
+    kinds = copies.transacted(record)
+    found, apart = copies.digests(record, kinds), copies.divergence(record, kinds)
     off = sum(digest != found[0] for digest in found)
     finding = Finding(
-        f"{len(found) - off} of {_copies(len(found))} with copy 0's digest, largest difference {apart:.3g}"
+        f"{len(found) - off} of {told_copies(len(found))} with copy 0's digest, largest difference {apart:.3g}"
     )
     if off:
         witness = "; ".join(f"copy {index}: sha256 {digest[:12]}" for index, digest in enumerate(found[:4]))
@@ -269,7 +266,7 @@ def diverged_copies(record: RunRecord) -> Finding:
 def differing_outcomes(outcomes: Sequence[str]) -> Finding:
     """Compare the digests in which the run and its repetitions ended."""
     if len(outcomes) < 2:
-        return _not_checked("the run was made once; audit.repeat=2 makes it again")
+        return not_checked("the run was made once; audit.repeat=2 makes it again")
     distinct = len(set(outcomes))
     finding = Finding(f"{distinct} distinct outcome{'s' if distinct > 1 else ''} of {len(outcomes)} runs")
     if distinct > 1:
@@ -279,56 +276,10 @@ def differing_outcomes(outcomes: Sequence[str]) -> Finding:
     return finding
 
 
-def computed_precision(record: RunRecord, asked: str) -> tuple[Finding, list[PrecisionRow]]:
-    """Set the dtype read off activations and kernels' gradients against the one that was asked for."""
-    rows = [
-        PrecisionRow(
-            replica.replica_id,
-            asked,
-            dict(replica.computed),
-            replica.steps_done,
-            sum(steps for dtype, steps in replica.computed.items() if dtype not in (asked, "undetermined")),
-        )
-        for replica in record.replicas
-    ]
-    read = sum(steps for row in rows for dtype, steps in row.computed.items() if dtype != "undetermined")
-    if not read:
-        return _not_checked("no activation could be read"), rows
-    gradients = [
-        (reference, name, dtype)
-        for reference in record.references
-        for name, dtype in gradient_dtypes(record.layout, reference).items()
-        if dtype != "undetermined"
-    ]
-    steps_off, wrong = sum(row.steps_off for row in rows), [found for found in gradients if found[2] != asked]
-    finding = Finding(
-        f"{asked} in {read - steps_off:,} of {read:,} steps' activations and "
-        f"{len(gradients) - len(wrong):,} of {len(gradients):,} kernel gradients"
-    )
-    if steps_off:
-        off = next(row for row in rows if row.steps_off)
-        computed = ", ".join(f"{dtype} in {steps} steps" for dtype, steps in off.computed.items())
-        witness = f"replica {off.replica} computed in {computed}"
-        where = ", ".join(f"replica {row.replica}: {row.steps_off}" for row in rows)
-        finding.anomalies.append(Anomaly("precision_off", steps_off, read, where, witness))
-    if wrong:
-        reference, name, dtype = wrong[0]
-        witness = f"replica {reference.replica_id}, step {reference.step}: gradient of {name} computed in {dtype}"
-        finding.anomalies.append(
-            Anomaly("gradient_precision_off", len(wrong), len(gradients), "kernel gradients", witness)
-        )
-    return finding, rows
-
-
-def _bits(vector: Floats | None) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
-    assert vector is not None
-    return np.ascontiguousarray(vector).view(np.uint32)
-
-
-def _copies(number: int) -> str:
+def told_copies(number: int) -> str:
     return "1 copy" if number == 1 else f"{number} copies"
 
 
-def _skipped(record: RunRecord) -> str:
+def told_skipped(record: RunRecord) -> str:
     skipped = record.references_skipped
     return f"; {skipped:,} more steps were beyond audit.reference_mebibytes" if skipped else ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trainer.config import Custom
 from trainer.updates.mechanisms import MODES
+from trainer.workloads.small import small
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -20,6 +22,7 @@ GUARANTEES: dict[str, str] = {
     "replicas_identical": "all copies of the shared variables are bitwise equal at the end",
     "same_bits": "free runs end in the same final_parameters_sha256",
     "precision_as_asked": "every replica computed in the precision it was asked for",
+    "initialized_once": "what is to happen at the first call happens once, whoever comes first",
     "settings_as_asked": "no replica's thread ran under framework settings that nobody asked for",
     "loss_scale_kept": "no decision of the loss scale was lost",
     "batch_statistics_kept": "no replica's batch statistics were lost",
@@ -34,20 +37,35 @@ GUARANTEES: dict[str, str] = {
 OF_THE_MODE = ("no_lost_updates", "no_torn_reads", "atomic_updates", "joint_gradient", "replicas_identical")
 
 
+# Guarantees of the state holders.
+OF_THE_HOLDERS = (
+    "gradients_unmixed",
+    "precision_as_asked",
+    "initialized_once",
+    "settings_as_asked",
+    "loss_scale_kept",
+    "batch_statistics_kept",
+    "rng_independent",
+    "samples_once",
+)
+
+
 def checkable(config: Config) -> tuple[str, ...]:
     """The guarantees that a run of this config can check."""
     if config.audit.name == "none":
         return ()
+    if (own := small(config)) is not None:
+        return own.guarantees
     names = ["no_lost_updates", "no_torn_reads", "atomic_updates", "fresh_gradients"]
     if has_joint_gradient(config):
         names.append("joint_gradient")
-    names.append("gradients_unmixed")
     if config.strategy.name == "mirrored":
         names.append("replicas_identical")
     if config.audit.repeat > 1:
         names.append("same_bits")
-    names.append("precision_as_asked")
-    return tuple(names)
+    if isinstance(config.workload, Custom):
+        return tuple(names)  # a loop of the user's own holds the other state itself
+    return (*names, *(name for name in OF_THE_HOLDERS if name not in names))
 
 
 # What makes a run check more, for the messages of the configuration.
@@ -62,10 +80,12 @@ HINTS = {
 def has_joint_gradient(config: Config) -> bool:
     """Whether the joint batch has one gradient that replicas could agree on.
 
-    Not with one lock or none (every replica's gradient is applied by itself), and not when each of several replicas
-    normalizes its own batch.
+    Not with one lock or none (every replica's gradient is applied by itself), not when each of several replicas
+    normalizes its own batch, and not when they are normalized together with the batch of one that does not train.
     """
     if "joint_gradient" in MODES[config.update_mode.name].not_applicable:
+        return False
+    if config.train.evaluators and synchronized(config):
         return False
     return config.num_replicas == 1 or getattr(config.model, "normalization", "none") != "batch"
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from trainer.audit import copies, findings
+from trainer import holders
+from trainer.audit import copies, findings, state_findings
 from trainer.audit.findings import Finding
 from trainer.audit.gradients import gradient_rows
 from trainer.audit.guarantees import GUARANTEES, OF_THE_MODE, has_joint_gradient, synchronized
-from trainer.audit.precision import ASKED
 from trainer.audit.records import RunRecord
 from trainer.audit.verdict import Covers, Error, Guarantee, PrecisionRow, Status, Verdict, sum_up
 from trainer.config import Config, Custom
+from trainer.holders import holder, mechanism
+from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
-
-# Guarantees that the safe holders of replica state claim, whatever the update mode.
-HOLDERS_CLAIM = ("gradients_unmixed", "precision_as_asked")
+from trainer.workloads.small import small
 
 
 def judge(
@@ -37,13 +37,16 @@ def judge(
     found: dict[str, Finding] = {}
     precision: list[PrecisionRow] = []
     if record is not None and error is None and config.audit.name != "none":
-        found, precision = _find(config, record)
-        found["same_bits"] = findings.differing_outcomes(outcomes)
+        if record.findings is not None:
+            found = dict(record.findings)
+        else:
+            found, precision = _find(config, record)
+            found["same_bits"] = findings.differing_outcomes(outcomes)
     why = _why_not(config, error)
     guarantees = [_guarantee(config, name, found.get(name), why) for name in GUARANTEES]
     anomalies = [anomaly for finding in found.values() if finding.applies for anomaly in finding.anomalies]
     return Verdict(
-        sum_up(error, guarantees),
+        sum_up(error, guarantees, holders.at_risk(config)),
         run,
         error,
         guarantees,
@@ -57,9 +60,11 @@ def judge(
 
 def claimed(config: Config) -> frozenset[str]:
     """The guarantees that the run puts forward: its update mode's and its state holders'."""
-    if isinstance(config.workload, Custom):
-        return frozenset()  # a loop of the user's own is held to what `require` names
-    names = MODES[config.update_mode.name].claims | frozenset(HOLDERS_CLAIM)
+    if isinstance(config.workload, Custom) or small(config) is not None:
+        return frozenset()  # a loop of the user's own and a small workload are held to what `require` names
+    names = MODES[config.update_mode.name].claims | holders.claims(config)
+    if holders.at_risk(config):
+        names -= {"joint_gradient", "same_bits"}  # the mode reduces what the holders leave of the gradients
     if config.strategy.name != "mirrored":
         names -= {"replicas_identical"}  # copies can only differ where there are several
     if config.audit.repeat == 1:
@@ -69,19 +74,35 @@ def claimed(config: Config) -> frozenset[str]:
 
 def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[PrecisionRow]]:
     mirrored = config.strategy.name == "mirrored"
-    precision, rows = findings.computed_precision(record, ASKED[config.precision.name])
+    precision, rows = state_findings.computed_precision(record)
+    derived = mechanism(config, "random_numbers") == "derived"
+    repeatable = derived or not record.draws
     found = {
         "no_lost_updates": findings.lost_updates(record),
         "no_torn_reads": findings.torn_reads(record),
         "atomic_updates": findings.update_order(record, own_copies=mirrored),
         "fresh_gradients": findings.staleness(record),
-        "joint_gradient": findings.joint_gradient(record, config.precision.name),
-        "gradients_unmixed": findings.mixed_gradients(record),
+        "joint_gradient": findings.joint_gradient(record, config.precision.name)
+        if repeatable
+        else findings.not_checked("the random numbers of a step are gone, so it cannot be computed again"),
+        "gradients_unmixed": state_findings.mixed_gradients(record, repeatable=repeatable),
         "replicas_identical": findings.diverged_copies(record)
         if mirrored
         else Finding("all replicas share one copy", applies=False),
         "precision_as_asked": precision,
     }
+    if not isinstance(config.workload, Custom):
+        joint = "barrier" in MODES[config.update_mode.name].read_under
+        growth_steps = getattr(config.precision, "growth_steps", 1)
+        found |= {
+            "initialized_once": state_findings.first_calls(record),
+            "settings_as_asked": state_findings.settings(record),
+            "loss_scale_kept": state_findings.kept_loss_scale(record, joint=joint, growth_steps=growth_steps),
+            "batch_statistics_kept": state_findings.kept_statistics(record),
+            "rng_independent": state_findings.random_numbers(record, derived=derived),
+            "samples_once": state_findings.samples_once(record),
+        }
+        _name_remedies(config, found)
     mode = MODES[config.update_mode.name]
     for name in (*OF_THE_MODE, "fresh_gradients"):
         for anomaly in found[name].anomalies:
@@ -96,9 +117,17 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
         found["joint_gradient"].evidence = (
             "each replica's gradient is applied by itself"
             if "joint_gradient" in mode.not_applicable
-            else "each replica's batch is normalized by itself, so that no gradient is the joint batch's"
+            else "replicas do not normalize the joint batch and nothing else, so that no gradient is the joint batch's"
         )
     return found, rows
+
+
+def _name_remedies(config: Config, found: dict[str, Finding]) -> None:
+    """Name the holder that would keep what was broken; where the holder is safe, it is the update mode that is not."""
+    for key in HOLDERS:
+        held = holder(config, key)
+        for anomaly in found[held.guarantee].anomalies:
+            anomaly.remedy = held.remedy or MODES[config.update_mode.name].remedy
 
 
 def _claimants(config: Config, name: str) -> str:
@@ -119,6 +148,8 @@ def _why_not(config: Config, error: Error | None) -> str:
     """Why a guarantee that nothing was found about was not checked."""
     if error is not None:
         return "the run did not reach its end"
+    if (own := small(config)) is not None:
+        return f"workload={own.name} does not look at it"
     return "audit=none records nothing" if config.audit.name == "none" else "this version has no check for it"
 
 
@@ -139,10 +170,13 @@ def metrics(config: Config, record: RunRecord | None) -> dict[str, float | int |
         "gradient_error_max replica_divergence_max micro_steps_per_second steps_done"
     )
     numbers: dict[str, float | int | None] = dict.fromkeys(names.split())
-    numbers["updates_expected"] = config.num_replicas * config.train.steps
+    if small(config) is None:
+        numbers["updates_expected"] = config.num_replicas * config.train.steps
     if record is None:
         return numbers
     numbers["steps_done"] = record.steps_done
+    if not record.trains:
+        return numbers
     if record.steps_done:
         numbers["loss"] = float(np.mean([replica.losses[record.steps_done - 1] for replica in record.replicas]))
     if record.evaluations:

@@ -7,28 +7,36 @@ under the wrong policy is seen too.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.audit.records import Floats, Reference
+from trainer.audit.records import DTYPES, Floats, Reference, RunRecord
 from trainer.state.layout import Layout
 
-# What each precision asks layers to compute in.
-ASKED: Mapping[str, str] = {"float32": "float32", "mixed_bfloat16": "bfloat16"}
 _LOW_BITS = {"bfloat16": np.uint32(0xFFFF), "float16": np.uint32(0x1FFF)}
+# A float16 is as short as a bfloat16 once in eight times: so many values have to be, before it is no accident.
+ENOUGH = 8
 
 
-def compute_dtypes(rows: Floats) -> Counter[str]:
-    """The dtype that each row's values were computed in: float32 [rows, values] -> dtype -> rows.
+def compute_dtypes(rows: Floats, asked: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+    """The dtype that each row's values were computed in: float32 [rows, values] -> codes into `DTYPES`, uint8 [rows].
 
-    A row of nothing but zeros, infinities and not-a-numbers tells nothing and is counted as `undetermined`.
+    A row of nothing but zeros, infinities and not-a-numbers, or of no values, tells nothing: `undetermined`.
+
+    Args:
+        asked: codes that were asked for, integer [rows]: too few values to tell float16 from bfloat16 are what was.
     """
-    found = _dtypes(np.ascontiguousarray(rows))
-    names, counts = np.unique(found, return_counts=True)
-    return Counter({str(name): int(count) for name, count in zip(names, counts, strict=True)})
+    rows = np.ascontiguousarray(rows)
+    bits = rows.view(np.uint32)
+    silent = (rows == 0) | ~np.isfinite(rows)  # as short in any dtype
+    found = np.full(len(rows), DTYPES.index("float32"), np.uint8)
+    for name in ("float16", "bfloat16"):  # bfloat16 last: its zeros include float16's
+        found[(((bits & _LOW_BITS[name]) == 0) | silent).all(axis=1)] = DTYPES.index(name)
+    if asked is not None:
+        few = (found == DTYPES.index("bfloat16")) & ((~silent).sum(axis=1) < ENOUGH)
+        found[few & (asked == DTYPES.index("float16"))] = DTYPES.index("float16")
+    found[silent.all(axis=1)] = DTYPES.index("undetermined")
+    return found
 
 
 def gradient_dtypes(layout: Layout, reference: Reference) -> dict[str, str]:
@@ -37,17 +45,20 @@ def gradient_dtypes(layout: Layout, reference: Reference) -> dict[str, str]:
     Only matrices and filters: biases are summed, and normalizations kept, in float32 under mixed precision too.
     """
     return {
-        segment.name: str(_dtypes(reference.contribution[segment.span][np.newaxis])[0])
+        segment.name: DTYPES[compute_dtypes(reference.contribution[segment.span][np.newaxis])[0]]
         for segment in layout.of_kind("weight")
         if len(segment.shape) > 1
     }
 
 
-def _dtypes(rows: Floats) -> NDArray[np.str_]:
-    bits = rows.view(np.uint32)
-    silent = (rows == 0) | ~np.isfinite(rows)  # as short in any dtype
-    found = np.full(len(rows), "float32", dtype="<U12")
-    for name in ("float16", "bfloat16"):  # bfloat16 last: its zeros include float16's
-        found[(((bits & _LOW_BITS[name]) == 0) | silent).all(axis=1)] = name
-    found[silent.all(axis=1)] = "undetermined"
-    return found
+def precision_was_off(record: RunRecord, reference: Reference) -> bool:
+    """Whether a step computed in another dtype than asked, in any replica: then its bits cannot be compared.
+
+    Any, since replicas that normalize together compute with each other's values.
+    """
+    for replica in record.replicas:
+        asked = int(replica.column("asked")[reference.step])
+        found = {int(replica.computed_in[reference.step]), int(replica.gradients_in[reference.step])}
+        if found - {0, asked}:
+            return True
+    return bool(set(gradient_dtypes(record.layout, reference).values()) - {"undetermined", reference.asked})

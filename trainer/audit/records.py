@@ -8,16 +8,52 @@ writer raises each after the rows are complete.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.state.layout import Layout
+from trainer.state.settings import Difference
+
+if TYPE_CHECKING:
+    from trainer.audit.findings import Finding
 
 Floats = NDArray[np.float32]
 
 WHOLE, FRACTURED, TORN_TENSOR = 0, 1, 2
+# Dtypes as codes: what was read off values, and for a precision mode, where 0 is that nobody turned one on.
+DTYPES = ("undetermined", "float32", "bfloat16", "float16")
+
+
+def code(mode: str | None) -> int:
+    """The code of a precision mode or a compute dtype."""
+    return 0 if mode is None else DTYPES.index(mode)
+
+
+class Noted(NamedTuple):
+    """What a replica's thread notes of a step beside its row; -1 where a thing was not looked at.
+
+    Attributes:
+        read_version: updates that all replicas had committed when the snapshot was taken.
+        staleness: updates committed between the snapshot and the write.
+        batch: the number of the batch that the cursor gave.
+        asked: code of the compute dtype that was asked for.
+        entry, exit: code of the precision mode that the replica was in before and after the step.
+        mixed: whether the gradient that was read back is not the one that was put there.
+        first_call: whether it was made as the first call.
+    """
+
+    read_version: int
+    staleness: int
+    batch: int
+    asked: int
+    entry: int
+    exit: int
+    mixed: int = -1
+    first_call: int = 0
 
 
 @dataclass
@@ -35,6 +71,11 @@ class ReplicaRecord:
             of each replica the gradient was computed from.
         torn_witness: canaries, float32 [read segments, 2, num_replicas], of the first snapshot that was not whole, and
             its step.
+        noted: int64 [steps, len(Noted)], by `Noted`'s fields.
+        computed_in, gradients_in: uint8 [steps], codes of the dtypes read off the activations and off a gradient.
+        first_samples: int32 [steps], index of the batch's first sample; -1 where not recorded.
+        random_words: float32 [steps, 2], of the first random numbers that were drawn; -1 where none were.
+        loss_scale: float32 [steps, 2], the loss scale used, and 1 where the gradients overflowed.
         computed: compute dtype read off the activations -> steps.
         steps_done: rows that are complete.
     """
@@ -45,6 +86,12 @@ class ReplicaRecord:
     staleness: NDArray[np.int32]
     read_state: NDArray[np.uint8]
     versions: Floats
+    noted: NDArray[np.int64]
+    computed_in: NDArray[np.uint8]
+    gradients_in: NDArray[np.uint8]
+    first_samples: NDArray[np.int32]
+    random_words: Floats
+    loss_scale: Floats
     torn_witness: tuple[int, Floats] | None = None
     computed: Counter[str] = field(default_factory=Counter)
     steps_done: int = 0
@@ -58,7 +105,18 @@ class ReplicaRecord:
             staleness=np.full(steps, -1, np.int32),
             read_state=np.zeros(steps, np.uint8),
             versions=np.zeros((steps, num_replicas), np.float32),
+            noted=np.full((steps, len(Noted._fields)), -1, np.int64),
+            computed_in=np.zeros(steps, np.uint8),
+            gradients_in=np.zeros(steps, np.uint8),
+            first_samples=np.full(steps, -1, np.int32),
+            random_words=np.full((steps, 2), -1, np.float32),
+            loss_scale=np.zeros((steps, 2), np.float32),
         )
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        """One of `Noted`'s fields, of the steps that are read off: int64 [steps]."""
+        found: NDArray[np.int64] = self.noted[: self.computed.total(), Noted._fields.index(name)]
+        return found
 
 
 @dataclass
@@ -71,6 +129,8 @@ class Reference:
         applied: what went to the optimizer: the contribution, or the mean over replicas.
         recomputed: the contribution computed again after the run by a neighbour from the same snapshot and batch.
         joint: the gradient of the joint batch at the snapshot; None where the model has none.
+        batch: the number of the batch that was used.
+        asked: the compute dtype that was asked for.
     """
 
     replica_id: int
@@ -80,6 +140,8 @@ class Reference:
     applied: Floats
     recomputed: Floats | None = None
     joint: Floats | None = None
+    batch: int = 0
+    asked: str = "float32"
 
 
 @dataclass
@@ -98,10 +160,21 @@ class RunRecord:
     Attributes:
         initial: float32 [layout.size], every copy before the first update; None before there is one.
         copies: float32 [num_copies, layout.size], the shared variables' copies at the end; None before.
+        planned: int32 [replicas x steps], the first sample of every batch in the plan, by number; None before.
+        expected_words: float32 [replicas, steps, 2], the random words that were to be drawn; None where nobody can say.
+        draws: whether a step draws random numbers.
+        batch_size: samples in a batch.
+        first_calls: first calls that the main thread made.
+        mode_left: the precision mode that was still on in the main thread when all was over.
+        frozen: what capturing the step has frozen, in words.
+        settings_asked: framework settings that every replica is to run under; none before the run has started.
+        settings: framework settings that differed: replica -> differences.
         added: float64 [layout.size], the sum of all that replicas set out to add to each copy; only with `audit=full`.
         magnitudes: float64 [layout.size], the sum of each value's magnitude after every addition, with `added`: what
             rounding is in proportion to.
         references_skipped: references that did not fit `audit.reference_mebibytes`.
+        trains: whether replicas train the model: otherwise there are steps that were done and no more in a row.
+        findings: guarantee -> what a small workload found about it; None for one whose record tells.
         duration_seconds: from the first step to the last, start-up and capture left out.
     """
 
@@ -112,11 +185,22 @@ class RunRecord:
     threads_per_replica: int = 1
     initial: Floats | None = None
     copies: Floats | None = None
+    planned: NDArray[np.int32] | None = None
+    expected_words: Floats | None = None
+    draws: bool = False
+    batch_size: int = 0
+    first_calls: int = 0
+    mode_left: str | None = None
+    frozen: str = ""
+    settings_asked: Mapping[str, str] = field(default_factory=dict)
+    settings: dict[int, list[Difference]] = field(default_factory=dict)
     added: NDArray[np.float64] | None = None
     magnitudes: NDArray[np.float64] | None = None
     references: list[Reference] = field(default_factory=list)
     references_skipped: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)
+    trains: bool = True
+    findings: Mapping[str, Finding] | None = None
     duration_seconds: float = 0.0
 
     @property

@@ -54,13 +54,21 @@ class Anomaly:
 
 @dataclass
 class PrecisionRow:
-    """What one replica was asked to compute in and what was read off its activations, in steps."""
+    """What one replica was asked to compute in and what was read off its activations, in steps.
+
+    Attributes:
+        gradients: what was read off a kernel's gradient -> steps.
+        mode_at_entry, mode_at_exit: the precision mode that the replica was in before and after its step -> steps.
+    """
 
     replica: int
     asked: str
     computed: dict[str, int]
     steps: int
     steps_off: int
+    gradients: dict[str, int] = field(default_factory=dict)
+    mode_at_entry: dict[str, int] = field(default_factory=dict)
+    mode_at_exit: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -100,11 +108,14 @@ class Verdict:
         return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
 
 
-def sum_up(error: Error | None, guarantees: list[Guarantee]) -> Word:
+def sum_up(error: Error | None, guarantees: list[Guarantee], at_risk: frozenset[str] = frozenset()) -> Word:
     """The first word that fits, worst first.
 
     A run is inconclusive when something claimed or required was not checked (or, if required, could not be), and when
-    the update mode claimed nothing and nothing was seen: silence of an unsafe mode proves nothing.
+    an unsafe update mode or state holder showed nothing: its silence proves nothing.
+
+    Args:
+        at_risk: guarantees that the run's unsafe state holders do not keep.
     """
     statuses = {guarantee.status for guarantee in guarantees}
     claimed = [guarantee for guarantee in guarantees if guarantee.claimed or guarantee.required]
@@ -117,8 +128,9 @@ def sum_up(error: Error | None, guarantees: list[Guarantee]) -> Word:
         guarantee.status == "not_checked" or (guarantee.required and guarantee.status == "not_applicable")
         for guarantee in claimed
     )
+    silent = any(guarantee.name in at_risk and guarantee.status == "not_seen" for guarantee in guarantees)
     upheld = any(guarantee.status == "upheld" and guarantee.name in OF_THE_MODE for guarantee in claimed)
-    return "upheld" if upheld and not unchecked else "inconclusive"
+    return "upheld" if upheld and not unchecked and not silent else "inconclusive"
 
 
 def exit_status(verdict: Verdict, fail_on: str) -> int:

@@ -18,6 +18,7 @@ CATEGORIES = (
             Chart("torn reads so far", (r"updates/torn_reads$",)),
             Chart("loss, mean over replicas", (r"train/loss$",)),
             Chart("accuracy on held-out samples", (r"train/accuracy$",)),
+            Chart("gradients mixed so far", (r"gradients/mixed$",)),
             Chart("least cosine between replicas' gradients", (r"gradients/cosine_min$",)),
             Chart("throughput, micro-steps/s", (r"speed/micro_steps_per_second$",)),
         ),
@@ -30,6 +31,8 @@ CATEGORIES = (
             Chart("gradient norm", (r"gradients/norm/replica_\d+$",)),
             Chart("gradient error against the joint batch", (r"gradients/error/replica_\d+$",)),
             Chart("bits computed in", (r"precision/computed_bits/replica_\d+$",)),
+            Chart("bits of gradients", (r"precision/gradient_bits/replica_\d+$",)),
+            Chart("loss scale", (r"precision/loss_scale/replica_\d+$",)),
         ),
     ),
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams import plugin_data_pb2 as hparams_pb2
+from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -78,7 +80,8 @@ class EventFile:
 
     Args:
         folder: the run's folder, which exists.
-        descriptions: what a tag's number is, by the tag without its `/replica_i`; TensorBoard shows it with the chart.
+        descriptions: what a tag shows, by the tag or by the tag without its last part, as `/replica_i`; TensorBoard
+            shows it with the chart.
 
     Thread-safety: none; one thread writes.
     """
@@ -107,6 +110,14 @@ class EventFile:
         for tag, buckets in values.items():
             entry = summary.value.add(tag=tag, tensor=_matrix(buckets))
             self._introduce(entry, histogram_metadata)
+        self._summary(step, summary)
+
+    def images(self, step: int, values: Mapping[str, bytes]) -> None:
+        """Add one image to each tag, in one record: the content of a PNG file."""
+        summary = summary_pb2.Summary()
+        for tag, png in values.items():
+            entry = summary.value.add(tag=tag, tensor=_image(png))
+            self._introduce(entry, image_metadata)
         self._summary(step, summary)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
@@ -189,7 +200,7 @@ class EventFile:
         """Say of a tag's first point what it is: readers look there only."""
         if entry.tag not in self._tags:
             self._tags.add(entry.tag)
-            description = self._descriptions.get(entry.tag.partition("/replica_")[0], "")
+            description = self._descriptions.get(entry.tag) or self._descriptions.get(entry.tag.rpartition("/")[0], "")
             entry.metadata.CopyFrom(plugin.create_summary_metadata("", description))
 
     def _hparams(self, tag: str, content: Any) -> None:
@@ -219,6 +230,14 @@ def _matrix(values: NDArray[np.float64]) -> Any:
     return tensor_pb2.TensorProto(
         dtype=types_pb2.DT_DOUBLE, tensor_shape=shape, tensor_content=values.astype("<f8").tobytes()
     )
+
+
+def _image(png: bytes) -> Any:
+    """Width, height and the file itself; the first two are read from its head."""
+    width, height = struct.unpack_from(">II", png, 16)
+    shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=3)])
+    strings = [str(width).encode(), str(height).encode(), png]
+    return tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=strings)
 
 
 def _column(what: Hyperparameter) -> Any:

@@ -15,6 +15,7 @@ from trainer.config import Config
 from trainer.report import console
 from trainer.report.progress import ProgressBar
 from trainer.report.tensorboard import RunEvents
+from trainer.workloads.small import heeds
 
 LOG_NAME = "console.log"
 
@@ -43,7 +44,8 @@ class Observer:
 
     def __enter__(self) -> Self:
         config = self._config
-        title = f"{config.strategy.name} {config.update_mode.name} x{config.num_replicas}"
+        doing = config.update_mode.name if heeds(config, "update_mode") else config.workload.name
+        title = f"{config.strategy.name} {doing} x{config.num_replicas}"
         with ExitStack() as closing:
             self._events = RunEvents(config, self._folder)
             closing.callback(self._events.close)

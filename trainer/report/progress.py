@@ -70,7 +70,7 @@ class ProgressBar:
         (began, before), (now, done) = self._first or self._newest, self._newest
         speed = words.number((done - before) / (now - began) if now > began else None, 3)
         steps = record.steps_done
-        losses = [float(replica.losses[steps - 1]) for replica in record.replicas if steps]
+        losses = [float(replica.losses[steps - 1]) for replica in record.replicas if steps and record.trains]
         loss = words.number(sum(losses) / len(losses) if losses else None)
         self._progress.update(self._task, completed=steps, speed=speed, loss=loss)
         self._progress.refresh()

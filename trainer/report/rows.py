@@ -13,8 +13,19 @@ from typing import Any
 
 from trainer.audit.verdict import FILE_NAME
 
+# Statuses of guarantees that nothing was looked for.
+UNCHECKED = ("not_checked", "not_applicable")
 # Either says that a folder is a run's; one that has only its `.hydra` was ended from outside, or is under way.
 TRACES = (FILE_NAME, ".hydra")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An anomaly of a run: how often it was seen, and of how many; `of` is None for the sum of several of its kind."""
+
+    kind: str
+    count: int
+    of: int | None
 
 
 @dataclass
@@ -27,6 +38,7 @@ class Row:
         word: the verdict; `none` or `unreadable` where there is none to read.
         reason: why there is no verdict, or what broke or refused the run, on one line.
         claimed: names of the guarantees that the run claims.
+        anomalies: one of each kind; None where nothing was checked, so that there was none to see.
         rest: the verdict's other numbers and words.
     """
 
@@ -38,6 +50,7 @@ class Row:
     run: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     claimed: frozenset[str] = frozenset()
+    anomalies: tuple[Seen, ...] | None = None
     rest: dict[str, Any] = field(default_factory=dict)
 
 
@@ -80,7 +93,10 @@ def _read(run: Path, named: Path) -> Row:
         row.reason = _one_line(f"{FILE_NAME} cannot be read: {type(problem).__name__}: {problem}")
         return row
     row.word, row.run, row.metrics = word, _mapping(verdict.get("run")), _mapping(verdict.get("metrics"))
-    row.claimed = _claimed(verdict.get("guarantees"))
+    guarantees = _mappings(verdict.get("guarantees"))
+    row.claimed = frozenset(str(each.get("name")) for each in guarantees if each.get("claimed") is True)
+    if any(each.get("status") not in UNCHECKED for each in guarantees):
+        row.anomalies = _seen(_mappings(verdict.get("anomalies")))
     row.rest = {
         key: value for key, value in verdict.items() if isinstance(value, str | int | float) and key != "verdict"
     }
@@ -90,9 +106,16 @@ def _read(run: Path, named: Path) -> Row:
     return row
 
 
-def _claimed(guarantees: object) -> frozenset[str]:
-    listed = guarantees if isinstance(guarantees, list) else []
-    return frozenset(str(each.get("name")) for each in map(_mapping, listed) if each.get("claimed") is True)
+def _seen(anomalies: list[dict[str, Any]]) -> tuple[Seen, ...]:
+    found: dict[str, Seen] = {}
+    for each in anomalies:
+        kind, count, of = str(each.get("kind")), each.get("count"), each.get("of")
+        if not isinstance(count, int):
+            continue
+        before = found.get(kind)
+        of = of if isinstance(of, int) and before is None else None
+        found[kind] = Seen(kind, count + (before.count if before else 0), of)
+    return tuple(found.values())
 
 
 def _one_line(text: str) -> str:
@@ -101,3 +124,7 @@ def _one_line(text: str) -> str:
 
 def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _mappings(value: object) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []

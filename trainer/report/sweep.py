@@ -32,6 +32,7 @@ CSV_COLUMNS = (
         "verdict",
         "error.kind",
         "error.message",
+        "anomalies",
         "strategy",
         "update_mode",
         "num_replicas",
@@ -149,6 +150,8 @@ def _cells(row: Row) -> Iterator[tuple[str, Any]]:
     yield from (("job", row.job), ("folder", row.folder), ("verdict", row.word))
     # A verdict that could not be read has no error of its own; why it could not is one.
     yield from _flat("error.", row.error or ({"kind": row.word, "message": row.reason} if row.reason else {}))
+    if row.anomalies is not None:
+        yield "anomalies", ";".join(f"{seen.kind}={seen.count}" for seen in row.anomalies) or "none"
     yield from _flat("", row.rest)
     yield from _flat("", row.run)
     yield from _flat("", row.metrics)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.report import words
+from trainer.report import anomalies, words
 from trainer.report.console import STYLES
 from trainer.report.rows import Row
 
@@ -27,7 +27,7 @@ NARROW_HEADS = {
 
 
 def show(rows: list[Row], console: Console) -> None:
-    """Print every run as a row, and below the table why a run has no numbers."""
+    """Print every run as a row, and below the table why a run has no numbers and which anomalies were seen."""
     jobs, sweeps = _jobs(rows)
     columns, same = _columns(rows, jobs), ""
     table = _table(rows, columns, {})
@@ -44,6 +44,7 @@ def show(rows: list[Row], console: Console) -> None:
         if row.reason:
             console.print(Text(f"{job}: {row.reason}"))
     console.print()
+    anomalies.show(rows, jobs, console)
 
 
 def _fits(table: Table, console: Console) -> bool:
@@ -96,7 +97,8 @@ def _columns(rows: list[Row], jobs: list[str]) -> dict[str, list[str]]:
     return {
         "job": jobs,
         "strategy": named("strategy"),
-        "mode": named("update_mode"),
+        # A small workload has none, and is what tells its run apart.
+        "mode": [str(row.run.get("update_mode") or row.run.get("workload") or "-") for row in rows],
         "N": numbers("num_replicas"),
         "model": named("model"),
         "steps": numbers("steps"),

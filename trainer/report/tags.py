@@ -6,14 +6,23 @@ Every tag starts with `train/`, `updates/`, `gradients/`, `precision/`, `replica
 
 from __future__ import annotations
 
+from trainer import holders
 from trainer.config import Config
 from trainer.report.events import Hyperparameter, Metric
+from trainer.workloads.small import heeds
 
+# By the tag without its last part where that is a replica or a kind of anomaly.
 DESCRIPTIONS = {
     "train/loss": "Mean loss over the batch, before the update; without a replica's number the mean over replicas.",
     "train/accuracy": "Share of the held-out samples that are classified rightly.",
     "train/held_out_loss": "Mean loss over the held-out samples.",
+    "train/random_numbers_off": "Steps whose first random numbers were not those that were the replica's to draw.",
+    "train/random_numbers_repeated": "Steps whose first random numbers another step had drawn before.",
+    "train/samples_missed": "Samples that no replica saw in an epoch.",
+    "train/samples_repeated": "Samples that were seen again in the same epoch.",
     "replicas/verdict_level": "The verdict as a number: 0 upheld, 1 inconclusive, 2 anomaly, 3 violated, 4 broken.",
+    "replicas/anomalies": "How often an anomaly of this kind was seen in the whole run.",
+    "replicas/settings_off": "Framework settings under which a replica ran and for which nobody had asked.",
     "updates/staleness": "Updates that landed between a replica's snapshot and its write, mean since the last point; "
     "without a replica's number over all replicas.",
     "updates/staleness_histogram": "How many updates, of the steps since the previous histogram, had which staleness; "
@@ -24,18 +33,48 @@ DESCRIPTIONS = {
     "updates/expected": "Contributions made so far: replicas x steps.",
     "updates/kept": "Contributions that the canaries of every variable in every copy hold.",
     "updates/kept_share": "Contributions kept, as a share of those made.",
+    "updates/statistics_lost": "Replicas' changes of batch statistics that some variable or copy does not hold.",
     "gradients/cosine_min": "Least cosine between two replicas' gradients at the same step.",
     "gradients/norm": "L2 norm of the replica's gradient.",
     "gradients/norm_histogram": "L2 norms of all gradients that were kept whole during the run; without a replica's "
     "number of all replicas.",
     "gradients/error": "L2 distance of what was applied from the joint batch's gradient, relative to the latter.",
     "gradients/error_max": "Largest of these distances in the run.",
+    "gradients/mixed": "Gradients so far that were not the replica's own, all replicas together: read back from a "
+    ".grad that replicas share; where they share none, at the end, those that had other bits when computed again.",
+    "precision/asked_bits": "Bits of the dtype that the replica was asked to compute in: 32 or 16; in between where "
+    "steps since the previous point differed.",
     "precision/computed_bits": "Bits of the dtype read off the replica's activations: 32 or 16; in between where steps "
     "since the previous point differed.",
+    "precision/gradient_bits": "Bits of the dtype read off the gradient of the replica's last kernel: 32 or 16; in "
+    "between where steps since the previous point differed.",
+    "precision/mode_at_entry": "Bits of the precision mode that the replica was in before its step, 0 where none was "
+    "on; in between where steps since the previous point differed.",
+    "precision/mode_at_exit": "Bits of the precision mode that the replica was in after its step, 0 where none was on; "
+    "in between where steps since the previous point differed.",
+    "precision/heatmap": "The dtype that every replica computed in at every step, and which steps were off.",
     "precision/steps_off": "Steps in which the replica computed in another precision than it was asked for.",
+    "precision/first_calls_repeated": "First calls of the step that were made after the first.",
+    "precision/loss_scale": "What the replica multiplied its loss by at this step.",
+    "precision/overflows": "Steps so far in which a replica's gradients overflowed, all replicas together.",
+    "precision/scale_decisions_lost": "Replicas' decisions about the loss scale that some copy does not hold.",
     "replicas/divergence_max": "Largest absolute difference between copy 0's and another copy's values at the end.",
     "speed/micro_steps_per_second": "Batches of all replicas per second since the previous point.",
     "speed/micro_steps_per_second_mean": "Batches of all replicas per second over the whole run.",
+}
+
+# What the holders of replica state lost, in the whole run: tag -> guarantee, and the kinds of anomalies that count.
+# 0 where the guarantee was checked and none was seen; no point where it was not checked or does not apply.
+LOST: dict[str, tuple[str, tuple[str, ...]]] = {
+    "updates/statistics_lost": ("batch_statistics_kept", ("lost_statistics",)),
+    "train/samples_repeated": ("samples_once", ("repeated_samples",)),
+    "train/samples_missed": ("samples_once", ("missed_samples",)),
+    "train/random_numbers_repeated": ("rng_independent", ("repeated_random_numbers",)),
+    "train/random_numbers_off": ("rng_independent", ("underived_random_numbers", "reordered_random_numbers")),
+    "gradients/mixed": ("gradients_unmixed", ("mixed_gradient",)),
+    "precision/first_calls_repeated": ("initialized_once", ("repeated_first_call",)),
+    "precision/scale_decisions_lost": ("loss_scale_kept", ("lost_scale_decision",)),
+    "replicas/settings_off": ("settings_as_asked", ("setting_off",)),
 }
 
 # Columns of the HParams table. Every run has to name the same ones: see `EventFile.session_started`.
@@ -43,13 +82,13 @@ HYPERPARAMETERS = (
     Hyperparameter("strategy", str, leading=True),
     Hyperparameter("update_mode", str, leading=True),
     Hyperparameter("num_replicas", int, leading=True),
-    Hyperparameter("model", str, leading=True),
     Hyperparameter("precision", str, leading=True),
+    Hyperparameter("state", str, leading=True),
+    Hyperparameter("model", str),
     Hyperparameter("normalization", str),
     Hyperparameter("data", str),
     Hyperparameter("optimizer", str),
     Hyperparameter("learning_rate", float),
-    Hyperparameter("state", str),
     Hyperparameter("audit", str),
     Hyperparameter("batch_size", int),
     Hyperparameter("steps", int),
@@ -73,13 +112,21 @@ METRICS = tuple(
 def hyperparameters(config: Config) -> dict[str, str | float]:
     """This run's values for the HParams table; a key that the run has no value for is left out."""
     groups = ("strategy", "update_mode", "model", "data", "optimizer", "precision", "audit")
-    unsafe = [f"{key}={holder}" for key, holder in vars(config.state).items() if holder != "safe"]
     values = {
-        **{group: getattr(config, group).name for group in groups},
+        **{group: getattr(config, group).name if heeds(config, group) else None for group in groups},
         "normalization": getattr(config.model, "normalization", None),
-        "learning_rate": getattr(config.optimizer, "learning_rate", None),
-        "state": " ".join(unsafe) or "safe",
+        "learning_rate": getattr(config.optimizer, "learning_rate", None) if heeds(config, "optimizer") else None,
+        "state": _state(config),
         "num_replicas": config.num_replicas,
         **{key: getattr(config.train, key) for key in ("batch_size", "steps", "seed")},
     }
     return {each.name: values[each.name] for each in HYPERPARAMETERS if values[each.name] is not None}
+
+
+def _state(config: Config) -> str | None:
+    """`safe`, `naive`, or each mechanism that is not the safest; nothing where a loop holds its state itself."""
+    if set(vars(config.state).values()) == {"naive"}:
+        return "naive"
+    held = holders.state(config)
+    others = [f"{key}={mechanism}" for key, mechanism in held.items() if mechanism != holders.safe(key)]
+    return " ".join(others) or "safe" if held else None

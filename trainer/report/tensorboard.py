@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,13 @@ from trainer.audit.gradients import GradientRow, gradient_rows
 from trainer.audit.records import WHOLE, Evaluation, RunRecord
 from trainer.audit.verdict import WORDS, Verdict
 from trainer.config import Config
-from trainer.report import buckets, markdown
+from trainer.report import buckets, heatmap, markdown
 from trainer.report.buckets import Buckets
 from trainer.report.charts import CATEGORIES
+from trainer.report.dtypes import heat_map
 from trainer.report.events import EventFile
-from trainer.report.tags import DESCRIPTIONS, HYPERPARAMETERS, METRICS, hyperparameters
+from trainer.report.state_scalars import StateScalars
+from trainer.report.tags import DESCRIPTIONS, HYPERPARAMETERS, LOST, METRICS, hyperparameters
 
 # Final scalars: tag -> name among the verdict's metrics.
 FINAL_SCALARS = {
@@ -84,13 +85,13 @@ class RunEvents:
         stretch = -(-config.train.steps // HISTOGRAMS)
         self._stretches = _Points(stretch, first=stretch - 1)
         self._torn_reads = 0
-        self._computed: dict[int, Counter[str]] = {}
+        self._state = StateScalars()
         self._clock: tuple[float, int] | None = None
         self._success = False
 
     def rows(self, record: RunRecord, *, last: bool = False) -> None:
         """Write the points that are due since the previous call; `last` adds the last row."""
-        losses = self._losses.due(record.steps_done, last=last)
+        losses = self._losses.due(record.steps_done, last=last) if record.trains else []
         for point in losses:
             self._file.scalars(point.stop - 1, _losses(record, point.stop - 1))
         # None at the end: what the audit took by then is not the replicas' time.
@@ -102,9 +103,7 @@ class RunEvents:
             self._file.histograms(point.stop - 1, _staleness_histograms(record, point))
         audited = self._audited.due(complete, last=last)
         for point in audited:
-            self._file.scalars(point.stop - 1, self._updates(record, point))
-        if audited:
-            self._file.scalars(audited[-1].stop - 1, self._computed_bits(record))
+            self._file.scalars(point.stop - 1, self._updates(record, point) | self._state.of(record, point))
         if losses or audited or stretches:
             self._file.flush()
 
@@ -125,8 +124,10 @@ class RunEvents:
             for reference in references:
                 self._file.scalars(reference.step, _gradients(reference))
             self._file.histograms(record.steps_done, _norm_histograms(references))
+            if (shown := heat_map(record)) is not None:
+                self._file.images(record.steps_done, {"precision/heatmap": heatmap.png(shown)})
         step = record.steps_done if record is not None else 0
-        self._file.scalars(step, _final(verdict))
+        self._file.scalars(step, _final(verdict) | _lost(record, verdict))
         self._file.text(step, "replicas/verdict", markdown.verdict(verdict, self._fail_on))
         self._file.flush()
         self._success = verdict.error is None
@@ -141,19 +142,6 @@ class RunEvents:
         for replica in record.replicas:
             self._torn_reads += int(np.count_nonzero(replica.read_state[point] != WHOLE))
         return {**values, "updates/torn_reads": self._torn_reads}
-
-    def _computed_bits(self, record: RunRecord) -> dict[str, float]:
-        """Mean bits of the dtypes that each replica computed in since the previous point."""
-        values: dict[str, float] = {}
-        for replica in record.replicas:
-            now = Counter(replica.computed)
-            since = now - self._computed.get(replica.replica_id, Counter())
-            self._computed[replica.replica_id] = now
-            sized = [(int(size[0]), steps) for dtype, steps in since.items() if (size := re.search(r"\d+$", dtype))]
-            if sized:
-                mean = sum(bits * steps for bits, steps in sized) / sum(steps for _, steps in sized)
-                values[f"precision/computed_bits/replica_{replica.replica_id}"] = mean
-        return values
 
     def _speed(self, done: int, *, due: bool) -> dict[str, float]:
         now = time.monotonic()
@@ -225,4 +213,21 @@ def _final(verdict: Verdict) -> dict[str, float]:
     values["replicas/verdict_level"] = len(WORDS) - 1 - WORDS.index(verdict.verdict)
     for row in verdict.precision:
         values[f"precision/steps_off/replica_{row.replica}"] = row.steps_off
+    return values
+
+
+def _lost(record: RunRecord | None, verdict: Verdict) -> dict[str, float]:
+    """How often each kind of anomaly was seen, and what the holders of replica state lost."""
+    seen: Counter[str] = Counter()
+    for anomaly in verdict.anomalies:
+        seen[anomaly.kind] += anomaly.count
+    checked = {each.name for each in verdict.guarantees if each.status not in ("not_checked", "not_applicable")}
+    values = {f"replicas/anomalies/{kind}": float(count) for kind, count in seen.items()}
+    if record is None or not record.trains:
+        return values  # a small workload counts in kinds of its own
+    for tag, (guarantee, kinds) in LOST.items():
+        # A shared generator's numbers may be nobody's in particular: then only repeated ones are looked for.
+        known = tag != "train/random_numbers_off" or record.expected_words is not None
+        if guarantee in checked and known:
+            values[tag] = sum(seen[kind] for kind in kinds)
     return values

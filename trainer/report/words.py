@@ -12,7 +12,9 @@ def told(guarantees: list[Guarantee]) -> list[Guarantee]:
     return [
         guarantee
         for guarantee in guarantees
-        if guarantee.claimed or guarantee.required or guarantee.status not in ("not_checked", "not_applicable")
+        if guarantee.required
+        or (guarantee.claimed and guarantee.status != "not_applicable")
+        or guarantee.status not in ("not_checked", "not_applicable")
     ]
 
 
@@ -105,9 +107,9 @@ def number(value: object, digits: int = 4) -> str:
 
 
 def share(kept: object, expected: object) -> str:
-    """`37 of 400`; a dash alone where updates were not counted."""
+    """`37 of 400`; a dash alone where nothing was counted, the count alone where it is not known of how many."""
     found = number(kept)
-    return found if found == "-" else f"{found} of {number(expected)}"
+    return found if found == "-" or expected is None else f"{found} of {number(expected)}"
 
 
 def measured(verdict: Verdict) -> str:

@@ -1,10 +1,10 @@
 """Where each shared variable lives in the flat vector, and where its canaries stand. NumPy only.
 
-All shared variables of a copy are one float32 vector, in four regions:
+All shared variables of a copy are one float32 vector, in five regions:
 
-    [ weights | statistics | optimizer slots, one region shaped like the weights for each | counters ]
+    [ weights | statistics | loss scale | optimizer slots, one region shaped like the weights for each | counters ]
 
-The first two are what a step reads, so a snapshot for reading is a prefix. Each variable's segment is
+The first three are what a step reads, so a snapshot for reading is a prefix. Each variable's segment is
 
     [ head: a canary per replica, padding | values, padding | tail: a canary per replica, padding ]
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
+NOT_SLOTS = ("weights", "statistics", "loss_scale", "counter")
 CACHE_LINE = 16  # float32 values in 64 bytes
 
 
@@ -38,7 +39,7 @@ class Segment:
     """One shared variable: `start` is its first element, values run from `values` to `values + size`."""
 
     name: str
-    kind: str  # weight, statistic, slot or counter
+    kind: str  # weight, statistic, loss_scale, slot or counter
     shape: tuple[int, ...]
     start: int
     values: int
@@ -73,12 +74,18 @@ def _cut(size: int, part: int, count: int) -> tuple[int, int]:
 class Layout:
     """The map of one copy's flat vector.
 
+    Attributes:
+        regions: weights, statistics, loss_scale (empty where there is none), each slot's name, and `counter` where
+            there is one.
+        apart: the kinds of segments that replicas write by themselves, outside of the update mode's transaction.
+
     Thread-safety: immutable.
     """
 
     segments: tuple[Segment, ...]
     num_replicas: int
-    regions: Mapping[str, slice]  # weights, statistics, each slot's name, and `counter` where there is one
+    regions: Mapping[str, slice]
+    apart: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
@@ -86,12 +93,23 @@ class Layout:
 
     @property
     def read_size(self) -> int:
-        """Length of the prefix that a step reads: weights and statistics."""
-        return int(self.regions["statistics"].stop)
+        """Length of the prefix that a step reads: weights, statistics and loss scale."""
+        return int(self.regions["loss_scale"].stop)
+
+    @property
+    def loss_scale(self) -> slice | None:
+        """Where `[scale, good]` stand (`trainer/state/loss_scale.py`), if there is one."""
+        found = self.of_kind("loss_scale")
+        return found[0].span if found else None
+
+    @cached_property
+    def transacted(self) -> NDArray[np.bool_]:
+        """Which segments the update mode writes, and answers for: bool [segments]."""
+        return np.array([segment.kind not in self.apart for segment in self.segments], np.bool_)
 
     @property
     def slots(self) -> tuple[str, ...]:
-        return tuple(name for name in self.regions if name not in ("weights", "statistics", "counter"))
+        return tuple(name for name in self.regions if name not in NOT_SLOTS)
 
     def of_kind(self, kind: str) -> tuple[Segment, ...]:
         return tuple(segment for segment in self.segments if segment.kind == kind)
@@ -115,7 +133,7 @@ class Layout:
     def canary_sources(self) -> NDArray[np.int64]:
         """For every canary, the index in a contribution of the canary that it is raised by; shaped as `canaries`.
 
-        A contribution covers weights and statistics. A slot's canaries follow those of its weight, the counter's those
+        A contribution covers what a step reads. A slot's canaries follow those of its weight, the counter's those
         of the first weight: one update touches all of them together.
         """
         rows = [self._source(segment) for segment in self.segments]
@@ -123,14 +141,12 @@ class Layout:
         return sources
 
     def _source(self, segment: Segment) -> int:
-        """Row in `canaries` of the weight or statistic that a segment's update comes with."""
-        if segment.kind in ("weight", "statistic"):
+        """Row in `canaries` of the segment that a contribution has, with which a segment's update comes."""
+        if segment.end <= self.read_size:
             return self.segments.index(segment)
         if segment.kind == "counter":
             return 0
-        weights = len(self.of_kind("weight"))
-        first = weights + len(self.of_kind("statistic"))
-        return (self.segments.index(segment) - first) % weights
+        return (self.segments.index(segment) - len(self.read_segments)) % len(self.of_kind("weight"))
 
     def own_canaries(self, replica_id: int) -> Floats:
         """A contribution of nothing but a replica's own canaries, each 1: float32 [read_size]."""
@@ -164,8 +180,8 @@ class Layout:
         return hashlib.sha256(self.values_of(vector).astype("<f4").tobytes()).hexdigest()
 
     def kept(self, vector: Floats) -> Floats:
-        """Per replica, how many of its updates all segments of this copy kept: float32 [num_replicas]."""
-        found: Floats = vector[self.canaries].min(axis=(0, 1))
+        """Per replica, how many of its updates all transacted segments of this copy kept: float32 [num_replicas]."""
+        found: Floats = vector[self.canaries[self.transacted]].min(axis=(0, 1))
         return found
 
     @property
@@ -174,10 +190,13 @@ class Layout:
         return Share(slice(0, 0), (slice(0, 0),) * len(self.slots), slice(0, 0))
 
     def variables(self) -> list[Share]:
-        """One share for each weight, with the same weight's slots, and one for each statistic."""
+        """One share for each weight, with the same weight's slots, and one for each statistic.
+
+        None for the loss scale, which is one of `SharedVector.variables` of its own.
+        """
         start = self.regions["weights"].start
         shares = []
-        for segment in self.read_segments:
+        for segment in (*self.of_kind("weight"), *self.of_kind("statistic")):
             span = slice(segment.start, segment.end)
             if segment.kind == "statistic":
                 shares.append(replace(self.nothing, statistics=span))
@@ -190,7 +209,7 @@ class Layout:
     def shares(self, count: int) -> list[Share]:
         """Cut weights, each slot and statistics into `count` runs of cache lines, one of each a share.
 
-        The counter belongs to no share: it changes for all of them at once.
+        Counter and loss scale belong to no share: they change for all of them at once.
         """
         weights, statistics = self.regions["weights"], self.regions["statistics"]
         shares = []
@@ -215,6 +234,8 @@ def plan(
     *,
     counter: bool,
     num_replicas: int,
+    loss_scale: bool = False,
+    apart: frozenset[str] = frozenset(),
 ) -> Layout:
     """Lay out named weights and statistics, and for each slot name a region shaped like the weights'."""
     segments: list[Segment] = []
@@ -232,11 +253,12 @@ def plan(
 
     region("weights", "weight", weights)
     region("statistics", "statistic", statistics)
+    region("loss_scale", "loss_scale", [("loss_scale", (2,))] if loss_scale else [])
     for slot in slots:
         region(slot, "slot", [(f"{name}.{slot}", shape) for name, shape in weights])
     if counter:
         region("counter", "counter", [("iterations", (1,))])
-    return Layout(tuple(segments), num_replicas, regions)
+    return Layout(tuple(segments), num_replicas, regions, apart)
 
 
 # The layout of no variables, before there is a model.

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.plan import BatchPlan
 from trainer.audit.records import Evaluation, Floats, Reference, RunRecord
 from trainer.audit.verdict import ErrorKind
 from trainer.config import Config
 from trainer.state.layout import Layout
+from trainer.state.settings import differences, snapshot
+
+if TYPE_CHECKING:
+    from trainer.workloads.train import Training
 
 VECTORS_A_REFERENCE = 5  # snapshot, contribution, applied, recomputed, joint
+PLAN_STEPS = 4096  # steps of the batch plan that are looked up at a time
 EVALUATION_BATCH = 1024  # samples a call, so that a large held-out set does not need one large activation
 
 
@@ -66,6 +73,23 @@ def complete_references(
         if last is None or last[0] != reference.step or not np.array_equal(last[1], reference.snapshot):
             last = (reference.step, reference.snapshot, joint(reference))
         reference.joint = last[2]
+
+
+def turned_on(training: Training) -> AbstractContextManager[None]:
+    """The precision mode round the whole training, where main is who turns it on."""
+    return training.precision.scope(training.asked[0]) if training.enabled_in == "main" else nullcontext()
+
+
+def compare_settings(record: RunRecord, own: int) -> None:
+    """Note the framework settings of the calling thread, a replica's, that are not what was asked."""
+    found = record.settings.setdefault(own, [])
+    found += [each for each in differences(record.settings_asked, snapshot()) if each not in found]
+
+
+def planned_first_samples(plan: BatchPlan, steps: int) -> NDArray[np.int32]:
+    """The first sample of every batch of the plan, by number: int32 [replicas x steps]."""
+    spans = [(first, min(first + PLAN_STEPS, steps)) for first in range(0, steps, PLAN_STEPS)]
+    return np.concatenate([plan.indices(first, last)[:, :, 0].reshape(-1) for first, last in spans])
 
 
 def evaluate(step: int, predict: Callable[[Floats], Floats], x: Floats, y: NDArray[np.int32]) -> Evaluation:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,21 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from trainer.audit.recorder import Recorder
-from trainer.audit.records import Floats, Reference, RunRecord
+from trainer.audit.records import DTYPES, Floats, Noted, Reference, RunRecord, code
 from trainer.config import Config
+from trainer.holders import captures, holder, mechanism
 from trainer.state.layout import Layout
-from trainer.strategies.hosting import StopFlag, Watcher, complete_references, evaluate, reference_steps
+from trainer.state.loss_scale import next_state, skips
+from trainer.strategies.hosting import (
+    StopFlag,
+    Watcher,
+    compare_settings,
+    complete_references,
+    evaluate,
+    planned_first_samples,
+    reference_steps,
+    turned_on,
+)
 from trainer.strategies.reduction import DirectReduction
 from trainer.updates.mirrored import ASSIGNMENTS
 from trainer.updates.optimizers import Optimizer
@@ -27,6 +39,9 @@ from trainer.workloads.train import Training
 
 CALL_SECONDS = 0.2  # what one call should take, so that progress shows and Ctrl-C is heeded
 FIRST_STEPS = 4
+# What ends a replica's row: updates that its copy showed in its first variable when it was read, how many more when it
+# was written, and where the cursor stood.
+COUNTS = ("read_version", "staleness", "position")
 Tensor = Any
 
 
@@ -54,7 +69,9 @@ def prepare(num_replicas: int, threads_per_replica: int) -> None:
 
 def train(config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
     """Train under MirroredStrategy over the machine's GPUs, or over logical CPU devices, and fill `record`."""
-    _Mirrored(config, training, record, watcher, stop).run()
+    with turned_on(training):
+        _Mirrored(config, training, record, watcher, stop).run()
+    record.mode_left = training.precision.current()
 
 
 def _devices(num_replicas: int) -> list[str]:
@@ -73,25 +90,64 @@ def gradients_by_tape(
     return loss, rest, tape.gradient(loss, weights)
 
 
-def full_delta(layout: Layout, optimizer: Optimizer, contribution: Tensor, base: Tensor, scale: float) -> Tensor:
-    """What a contribution adds to everything, slots taken from `base`: float32 [layout.size].
+@dataclass(frozen=True)
+class Deltas:
+    """Turns what reached a replica into what is added to its copy of the flat vector.
 
-    Values are scaled and go through the optimizer's rule; canaries are taken over as they are.
+    Args:
+        scale: what the sum of gradients is multiplied by; `statistics_scale` the sum of the statistics' deltas.
+        growth_steps: of the loss scale, where there is one.
     """
-    weights, statistics = layout.regions["weights"], layout.regions["statistics"]
-    scaled = contribution * scale if scale != 1.0 else contribution
-    slots = [base[layout.regions[name]] for name in layout.slots]
-    counter = layout.of_kind("counter")
-    iterations = base[counter[0].span] if counter else None
-    deltas = optimizer.delta(scaled[weights], slots, iterations)
-    parts = [deltas[0], scaled[statistics], *deltas[1:]]
-    if counter:
-        parts.append(tf.ones(counter[0].end - counter[0].start))
-    sources = np.zeros(layout.size, np.int32)
-    sources[layout.canaries.reshape(-1)] = layout.canary_sources.reshape(-1)
-    is_canary = np.zeros(layout.size, np.bool_)
-    is_canary[layout.canaries.reshape(-1)] = True
-    return tf.where(is_canary, tf.gather(contribution, sources), tf.concat(parts, 0))
+
+    layout: Layout
+    optimizer: Optimizer
+    scale: float
+    statistics_scale: float
+    growth_steps: int
+
+    def full(self, total: Tensor, own: Tensor, averaged: Tensor | None, base: Tensor) -> Tensor:
+        """What is added to everything, slots taken from `base`: float32 [layout.size].
+
+        Values are scaled and go through the optimizer's rule; canaries are taken over as they are.
+
+        Args:
+            total: the contribution to apply, summed over replicas or not: float32 [read_size].
+            own: the replica's own contribution.
+            averaged: the sum of all replicas' statistics regions, where they are reduced whatever else is.
+        """
+        layout = self.layout
+        weights, statistics, region = (layout.regions[name] for name in ("weights", "statistics", "loss_scale"))
+        given_statistics = own[statistics] if "statistic" in layout.apart else total[statistics]
+        given_statistics = given_statistics if averaged is None else averaged
+        given_state = own[region] if "loss_scale" in layout.apart else total[region]
+        given = tf.concat([total[weights], given_statistics, given_state], 0)
+        slots = [base[layout.regions[name]] for name in layout.slots]
+        counter = layout.of_kind("counter")
+        iterations = base[counter[0].span] if counter else None
+        deltas = self.optimizer.delta(_scaled(total[weights], self.scale), slots, iterations)
+        unscaled = "statistic" in layout.apart and averaged is None
+        parts = [deltas[0], given_statistics if unscaled else _scaled(given_statistics, self.statistics_scale)]
+        more = [*deltas[1:]]
+        if counter:
+            more.append(tf.ones(counter[0].end - counter[0].start))
+        state = layout.loss_scale
+        if state is not None:
+            # A replica whose own gradients overflowed has contributed nothing; an update is skipped for all only where
+            # they decide together.
+            skipped = skips(own[state.start] if "loss_scale" in layout.apart else total[state.start])
+            keeps = 1.0 - skips(total[state.start]) if "loss_scale" not in layout.apart else 1.0
+            parts, more = [part * keeps for part in parts], [part * keeps for part in more]
+            new = tf.stack(next_state(base[state][0], base[state][1], skipped, self.growth_steps)) - base[state]
+            parts.append(tf.pad(new, [[state.start - region.start, region.stop - state.stop]]))
+        sources = np.zeros(layout.size, np.int32)
+        sources[layout.canaries.reshape(-1)] = layout.canary_sources.reshape(-1)
+        is_canary = np.zeros(layout.size, np.bool_)
+        is_canary[layout.canaries.reshape(-1)] = True
+        return tf.where(is_canary, tf.gather(given, sources), tf.concat([*parts, *more], 0))
+
+
+def _scaled(values: Tensor, scale: float) -> Tensor:
+    return values * scale if scale != 1.0 else values
 
 
 class _Mirrored:
@@ -103,12 +159,32 @@ class _Mirrored:
         self.full = config.audit.name == "full"
         self.assignment = ASSIGNMENTS[config.update_mode.name]
         averaged = self.assignment.reduced and self.assignment.averaged
-        self.scale = 1.0 / self.num_replicas if averaged else 1.0
+        self.scale = 1.0 / training.num_trainers if averaged else 1.0
+        # Whatever the mode does with gradients.
+        self.reduces_statistics = mechanism(config, "batch_statistics") == "reduced"
+        self.deltas = Deltas(
+            self.layout,
+            training.optimizer,
+            self.scale,
+            1.0 / training.num_trainers if self.reduces_statistics else self.scale,
+            training.growth_steps,
+        )
         self.strategy = tf.distribute.MirroredStrategy(_devices(self.num_replicas), cross_device_ops=DirectReduction())
         with self.strategy.scope():
             self.flat = tf.Variable(
                 training.initial, aggregation=tf.VariableAggregation[self.assignment.aggregation], name="shared"
             )
+            # Unsafe, both: a variable made in the strategy's scope has a copy on each device, and each replica moves
+            # its own, so that all replicas draw the same numbers and take the same batches.
+            self.generator = None if training.derived else tf.Variable([training.seed, 0], dtype=tf.int32)
+            self.position = tf.Variable(0, dtype=tf.int32) if self._shares_iterator else None
+        training.generator = self._draw
+        if self._shares_iterator:
+            planned = training.batches.indices(0, config.train.steps)
+            self.table = tf.constant(planned.reshape(-1, training.batch_size)[: config.train.steps])
+        self.runners = [training.precision.hand_over() for _ in range(self.num_replicas)]
+        # What each replica's Python code noted each time that it ran: at every step, or once, while it was traced.
+        self.noted: list[list[Noted]] = [[] for _ in range(self.num_replicas)]
         self.train_x = tf.constant(training.dataset.train_x)
         self.train_y = tf.constant(training.dataset.train_y)
         self.templates = tf.constant(
@@ -120,16 +196,23 @@ class _Mirrored:
         self.first_canaries = tf.constant(self.layout.canaries[0, 0].astype(np.int32))
         plan = tf.TensorSpec([None, self.num_replicas, training.batch_size], tf.int32)
         scalar, roles = tf.TensorSpec([], tf.int32), tf.TensorSpec([self.num_replicas], tf.int32)
-        self.take_steps = tf.function(self._take_steps, autograph=False, input_signature=[plan, scalar, roles])
+        self.captures = captures(config)
+        self.take_steps = self._take_steps_eagerly
+        if self.captures:
+            self.take_steps = tf.function(self._take_steps, autograph=False, input_signature=[plan, scalar, roles])
         self.joint_step = tf.function(self._joint_step, autograph=False)
         self.predict = tf.function(training.predict, autograph=False)
-        record.engine = "tf.function"
+        record.engine = "tf.function" if self.captures else "eager"
+
+    @property
+    def _shares_iterator(self) -> bool:
+        return mechanism(self.config, "cursor") == "shared_iterator"
 
     def run(self) -> None:
         steps = self.config.train.steps
-        recorders = [Recorder(replica, self.num_replicas, self.training.probe_size) for replica in self.record.replicas]
+        recorders = [Recorder(replica, self.training.row, self.layout) for replica in self.record.replicas]
         kept_steps, self.record.references_skipped = reference_steps(self.config, self.layout)
-        self._call(0, 0)  # trace the graph before the clock starts: no steps
+        self._make_first_call()
         first, length, started = 0, FIRST_STEPS, time.perf_counter()
         while first < steps and not self.stop.is_set():
             last = self._next_stop(first, first + length, kept_steps)
@@ -137,10 +220,8 @@ class _Mirrored:
             results = self._call(first, last)
             seconds = max(time.perf_counter() - called, 1e-6)
             length = max(1, min(2 * length, int((last - first) * CALL_SECONDS / seconds)))
-            for recorder, result in zip(recorders, results, strict=True):
-                # Counts that overflowed are counts no more: not recorded.
-                counts = np.nan_to_num(result.rows[:, -2:], nan=-1, posinf=-1, neginf=-1)
-                recorder.extend(result.rows[:, :-2], counts.astype(np.int64))
+            for own, (recorder, result) in enumerate(zip(recorders, results, strict=True)):
+                recorder.extend(result.rows[:, : -len(COUNTS)], self._notes(own, first, result.rows))
             self._add_up(results)
             if last - 1 in kept_steps:
                 self._keep_references(last - 1, results)
@@ -148,9 +229,13 @@ class _Mirrored:
             self._report(last)
             first = last
         self.record.copies = self._copies()
-        if not self.stop.is_set():
-            self._evaluate(steps)
+        if self.stop.is_set():
+            return
+        self._evaluate(steps)
+        if self.training.audited:
+            self._expect()
             self._complete_references()
+            self._look_again()
 
     def _next_stop(self, first: int, last: int, kept_steps: frozenset[int]) -> int:
         """Where a call that begins at `first` ends: by `last`, after a reference, or before an evaluation."""
@@ -159,30 +244,49 @@ class _Mirrored:
         ends = [step + 1 for step in range(first, last) if step in kept_steps or (every and (step + 1) % every == 0)]
         return min([last, *ends])
 
-    # What a replica does: traced once, run by TensorFlow.
+    # What a replica does: traced once and run by TensorFlow, or with train.capture=never by Python at every step.
 
     def _replica_step(self, plan: Tensor, step: Tensor, roles: Tensor) -> tuple[Tensor, ...]:
-        context = tf.distribute.get_replica_context()
-        role = tf.gather(roles, context.replica_id_in_sync_group)
-        samples = tf.gather(plan, role)
+        own = _replica_id()
+        outcome: tuple[Tensor, ...] = self.runners[own](lambda: self._own_step(own, plan, step, roles))
+        return outcome
+
+    def _own_step(self, own: int, plan: Tensor, step: Tensor, roles: Tensor) -> tuple[Tensor, ...]:
+        context, training = tf.distribute.get_replica_context(), self.training
+        if not self.noted[own]:
+            compare_settings(self.record, own)
+        role = tf.gather(roles, own)
+        at, samples = self._taken(plan, step, role)
         before = self.flat.read_value()
         prefix = before[: self.layout.read_size]
-        contribution, row = self.training.step(
-            gradients_by_tape,
-            prefix,
-            tf.gather(self.templates, role),
-            tf.gather(self.train_x, samples),
-            tf.gather(self.train_y, samples),
-            step,
-            tf.gather(self.positions, role),
-        )
+        entry = training.precision.current()
+        with training.first_call.call() as first:
+            asked = "float32" if first else training.asked[own]
+            contribution, row = training.step(
+                gradients_by_tape,
+                prefix,
+                tf.gather(self.templates, role),
+                tf.gather(self.train_x, samples),
+                tf.gather(self.train_y, samples),
+                samples,
+                step,
+                tf.gather(self.positions, role),
+                compute_dtype=asked,
+                trains=own < training.num_trainers,
+            )
+        left = training.precision.current()
+        self.noted[own].append(Noted(-1, -1, -1, code(asked), code(entry), code(left), -1, first))
         total = contribution
         if self.assignment.reduced:
             total = context.all_reduce(tf.distribute.ReduceOp.SUM, contribution)
+        averaged = None
+        if self.reduces_statistics:
+            region = contribution[self.layout.regions["statistics"]]
+            averaged = context.all_reduce(tf.distribute.ReduceOp.SUM, region)
         base = self.flat.read_value()
         seen, now = (tf.gather(vector, self.first_canaries) for vector in (before, base))
-        counts = tf.stack([tf.reduce_sum(seen), tf.reduce_sum(now - seen)])
-        delta = full_delta(self.layout, self.training.optimizer, total, base, self.scale)
+        counts = tf.stack([tf.reduce_sum(seen), tf.reduce_sum(now - seen), tf.cast(at, tf.float32)])
+        delta = self.deltas.full(total, contribution, averaged, base)
         if self.assignment.reassigned:
             self.flat.assign(base + delta)
         else:
@@ -192,11 +296,25 @@ class _Mirrored:
             outcome += (tf.cast(tf.stack([delta, tf.abs(base + delta)]), tf.float64),)
         return outcome
 
+    def _taken(self, plan: Tensor, step: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the cursor stood, and the samples that it gave: int32 [batch]."""
+        if self.position is None:
+            return step, tf.gather(plan, role)
+        at = self.position.read_value()
+        self.position.assign_add(1)
+        return at, tf.gather(self.table, at)
+
+    def _draw(self, shape: tuple[int, int]) -> Tensor:
+        """32-bit words as Keras' random layers draw: from a seed that is a variable, and counts the draws."""
+        assert self.generator is not None
+        seed = self.generator.read_value()
+        self.generator.assign_add([0, 1])
+        return tf.cast(tf.random.stateless_uniform(shape, seed, None, None, tf.uint32), tf.int64)
+
     def _take_steps(self, plan: Tensor, first: Tensor, roles: Tensor) -> list[list[Tensor]]:
         """Steps `first` and on, one for each row of the plan, in one graph.
 
-        Returns, per replica: the rows of all steps, each ending in the updates that the replica's copy showed in its
-        first variable when it was read, and how many more when it was written; the last step's snapshot, contribution
+        Returns, per replica: the rows of all steps, each ending in `COUNTS`; the last step's snapshot, contribution
         and their total; under `audit=full` the sums of all steps' deltas and of the values' magnitudes, float64
         [2, layout.size].
         """
@@ -222,7 +340,43 @@ class _Mirrored:
             outcome.append(total)
         return outcomes
 
+    def _take_steps_eagerly(self, plan: Tensor, first: Tensor, roles: Tensor) -> list[list[Tensor]]:
+        """The same, operator by operator."""
+        rows: list[list[Tensor]] = [[] for _ in range(self.num_replicas)]
+        outcomes: list[list[Tensor]] = [[] for _ in rows]
+        for done in range(len(plan)):
+            outcome = self.strategy.run(self._replica_step, args=(plan[done], first + done, roles))
+            parts = [self.strategy.experimental_local_results(part) for part in outcome]
+            for own, row in enumerate(parts[0]):
+                rows[own].append(row)
+                sums = [parts[4][own] + (outcomes[own][4] if done else 0.0)] if self.full else []
+                outcomes[own] = [row, *(part[own] for part in parts[1:4]), *sums]
+        return [[tf.stack(own), *outcome[1:]] for own, outcome in zip(rows, outcomes, strict=True)]
+
     # What the host does.
+
+    def _make_first_call(self) -> None:
+        """Trace the graph before the clock starts: no steps. A call that main makes first is made here, outside."""
+        if mechanism(self.config, "first_call") == "before_start":
+            self.record.first_calls = 1
+        if self.captures:
+            self._call(0, 0)
+
+    def _notes(self, own: int, first: int, rows: Floats) -> NDArray[np.int64]:
+        """What is noted of the steps whose rows these are: int64 [steps, len(Noted)]."""
+        # Counts that overflowed are counts no more: not recorded.
+        counts = np.nan_to_num(rows[:, -len(COUNTS) :], nan=-1, posinf=-1, neginf=-1).astype(np.int64)
+        # What was traced is what every step repeats.
+        code_ran = self.noted[own][-1:] * len(rows) if self.captures else self.noted[own][-len(rows) :]
+        noted = np.array(code_ran, np.int64)
+        noted[:, :2] = counts[:, :2]
+        noted[:, 2] = counts[:, 2] if self._shares_iterator else counts[:, 2] * self.num_replicas + own
+        if self.captures:
+            # The first call was made once, though what it computed in goes on in every step of the graph.
+            later = np.arange(first, first + len(rows)) > 0
+            noted[later, Noted._fields.index("first_call")] = 0
+            noted[later, Noted._fields.index("asked")] = code(self.training.asked[own])
+        return noted
 
     def _call(self, first: int, last: int, roles: Sequence[int] | None = None) -> list[_Outcome]:
         plan = self.training.batches.indices(first, last)
@@ -247,8 +401,16 @@ class _Mirrored:
     def _keep_references(self, step: int, results: Sequence[_Outcome]) -> None:
         scale = np.float32(self.scale)
         self.record.references += [
-            Reference(own, step, result.snapshot, result.contribution, result.total * scale)
-            for own, result in enumerate(results)
+            Reference(
+                own,
+                step,
+                result.snapshot,
+                result.contribution,
+                result.total * scale,
+                batch=step if self._shares_iterator else step * self.num_replicas + own,
+                asked=DTYPES[self.noted[own][-1].asked],
+            )
+            for own, result in enumerate(results[: self.training.num_trainers])
         ]
 
     def _add_up(self, results: Sequence[_Outcome]) -> None:
@@ -266,13 +428,41 @@ class _Mirrored:
         self.record.evaluations.append(evaluation)
         self.watcher.evaluated(evaluation)
 
+    def _expect(self) -> None:
+        """Put down what the audit holds batches and random numbers to."""
+        training, record, steps = self.training, self.record, self.config.train.steps
+        record.planned = planned_first_samples(training.batches, steps)
+        record.draws = bool(training.draws)
+        if training.draws and training.derived:
+            numbers = tf.range(steps)
+            expected = [training.expected_words(numbers, own).numpy() for own in range(self.num_replicas)]
+            record.expected_words = np.stack(expected)
+        if self.captures and not training.explicit:
+            modes = ", ".join(f"replica {own} {_mode(notes[-1])}" for own, notes in enumerate(self.noted))
+            record.frozen = f"the graph keeps what was in force while it was traced ({modes})"
+
+    def _look_again(self) -> None:
+        """Compare the settings that a replica's thread has after the last step: it runs its Python code once more."""
+
+        def look() -> None:
+            own = _replica_id()
+            self.runners[own](lambda: compare_settings(self.record, own))
+
+        self.strategy.run(look)
+
     def _complete_references(self) -> None:
         """Run each kept step again, every replica in its neighbour's place, and the joint batch at each snapshot.
 
         The shared variables are written over: the run is done and its copies are kept.
         """
-        # Synchronized normalization adds up over devices in their order, which a change of places would change.
-        moved = 0 if getattr(self.config.model, "normalization", "none") == "sync_batch" else 1
+        if self.training.draws and not self.training.derived:
+            return  # the numbers that the step drew are gone
+        # Synchronized normalization adds up over devices in their order, which a change of places would change. And
+        # where replicas were asked for different things, or may have got them, the place decides what is computed.
+        config = self.config
+        alike = getattr(config.model, "normalization", "none") != "sync_batch" and not config.train.evaluators
+        safe = all(holder(config, key).safe == "always" for key in ("precision", "first_call"))
+        moved = 1 if alike and safe else 0
         roles = [(own - moved) % self.num_replicas for own in range(self.num_replicas)]
         again: dict[int, list[_Outcome]] = {}
         snapshots = {(reference.step, reference.replica_id): reference.snapshot for reference in self.record.references}
@@ -280,19 +470,35 @@ class _Mirrored:
         def recompute(reference: Reference) -> Floats:
             step = reference.step
             if step not in again:
-                copies = self.strategy.experimental_local_results(self.flat)
-                for copy, role in zip(copies, roles, strict=True):
-                    copy.assign(np.pad(snapshots[step, role], (0, self.layout.size - self.layout.read_size)))
+                for own, role in enumerate(roles):
+                    # An evaluator keeps no reference; what it computes here is not looked at.
+                    snapshot = snapshots.get((step, role), reference.snapshot)
+                    self._put(self.flat, own, np.pad(snapshot, (0, self.layout.size - self.layout.read_size)))
+                    if self.position is not None:
+                        self._put(self.position, own, np.int32(reference.batch))
                 again[step] = self._call(step, step + 1, roles)
             return again[step][roles.index(reference.replica_id)].contribution
 
         complete_references(self.record, recompute, self._joint_gradient)
 
+    def _put(self, variable: Any, own: int, value: Any) -> None:
+        self.strategy.experimental_local_results(variable)[own].assign(value)
+
     def _joint_gradient(self, reference: Reference) -> Floats:
-        plan = self.training.batches.indices(reference.step, reference.step + 1)
-        vector: Floats = self.joint_step(
-            tf.constant(reference.snapshot), tf.constant(plan.reshape(-1)), tf.constant(reference.step)
-        ).numpy()
+        """The gradient of the batches that the training replicas used at the reference's step, taken as one."""
+        trainers, at = self.training.num_trainers, Noted._fields.index("batch")
+        numbers = [int(replica.noted[reference.step, at]) for replica in self.record.replicas[:trainers]]
+        batches = [
+            self.training.batches.indices(number // self.num_replicas, number // self.num_replicas + 1)
+            for number in numbers
+        ]
+        samples = np.concatenate(
+            [batch[0, number % self.num_replicas] for batch, number in zip(batches, numbers, strict=True)]
+        )
+        with self.training.precision.scope(self.training.asked[0]):
+            vector: Floats = self.joint_step(
+                tf.constant(reference.snapshot), tf.constant(samples), tf.constant(reference.step)
+            ).numpy()
         return vector
 
     def _joint_step(self, prefix: Tensor, samples: Tensor, step: Tensor) -> Tensor:
@@ -302,10 +508,21 @@ class _Mirrored:
             self.templates[0],
             tf.gather(self.train_x, samples),
             tf.gather(self.train_y, samples),
+            samples,
             step,
             tf.range(tf.size(samples)),
+            compute_dtype=self.training.asked[0],
         )
         return contribution
+
+
+def _replica_id() -> int:
+    return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
+
+
+def _mode(noted: Noted) -> str:
+    entry, left = (DTYPES[mode] if mode else "no mode" for mode in (noted.entry, noted.exit))
+    return f"from {entry} to {left}" if entry != left else f"in {entry}"
 
 
 def _or_zero(total: NDArray[np.float64] | None) -> NDArray[np.float64] | float:

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from data.plan import BatchPlan
 from trainer.audit.recorder import Recorder
-from trainer.audit.records import Floats, Reference, RunRecord
+from trainer.audit.records import Floats, Noted, Reference, RunRecord, code
 from trainer.bring import bring
 from trainer.config import Config, Custom
-from trainer.strategies.capture import Captured, capture
+from trainer.holders import holder, mechanism
+from trainer.state.cursor import Cursor, Sharded, SharedIterator
+from trainer.state.gradients import GradientHolder, PerReplica, SharedGrad
+from trainer.strategies.capture import capture
 from trainer.strategies.hosting import (
     StopFlag,
     Watcher,
+    compare_settings,
     complete_references,
     evaluate,
+    planned_first_samples,
     reference_steps,
+    turned_on,
 )
 from trainer.strategies.replica_threads import ReplicaThreads
+from trainer.strategies.steps import Steps
 from trainer.updates.all_reduce import AllReduce, UnscaledSum
+from trainer.updates.apart import Apart
 from trainer.updates.shared_vector import Replica, SharedVector
 from trainer.updates.transactions import (
     Locked,
@@ -69,44 +77,54 @@ def train(config: Config, training: Training, record: RunRecord, watcher: Watche
     Raises:
         RunBroken: a replica raised, or no replica finished a step for `train.stall_seconds`.
     """
-    _Threads(config, training, record, watcher, stop).run()
+    with turned_on(training):
+        _Threads(config, training, record, watcher, stop).run()
+    record.mode_left = training.precision.current()
 
 
-def gradients_by_autograd(
-    loss_of: Callable[[list[Tensor]], tuple[Tensor, Any]], weights: list[Tensor]
-) -> tuple[Tensor, Any, Sequence[Tensor]]:
-    """A loss and its gradients, computed in a graph of their own: nothing is kept in a shared `.grad`."""
-    with torch.enable_grad():
-        leaves = [weight.detach().requires_grad_() for weight in weights]
-        loss, rest = loss_of(leaves)
-        return loss, rest, torch.autograd.grad(loss, leaves, allow_unused=True)
-
-
-def build_mode(option: Any, initial: Floats, training: Training) -> tuple[SharedVector, UpdateMode, list[Replica]]:
+def build_mode(config: Config, training: Training) -> tuple[SharedVector, UpdateMode, list[Replica]]:
     """The shared vector, the mode over it, and a workspace for each replica."""
+    option = config.update_mode
     brought = isinstance(option, Custom)
     kind = bring("update_mode", option) if brought else MODES[option.name]
     arguments = option.arguments if brought else {}
-    shared = SharedVector(initial, training.layout, training.optimizer, capture)
+    shared = SharedVector(
+        training.initial,
+        training.layout,
+        training.optimizer,
+        capture,
+        num_trainers=training.num_trainers,
+        growth_steps=training.growth_steps,
+        averages_statistics=mechanism(config, "batch_statistics") == "reduced",
+    )
     replicas = [shared.replica(own, whole=kind.whole_snapshot) for own in range(training.num_replicas)]
     mode = kind(shared, replicas, **arguments)
     return shared, mode, replicas
 
 
+def draw(shape: tuple[int, int]) -> Tensor:
+    """32-bit words from PyTorch's process-wide generator: int64."""
+    return torch.randint(0, 2**32, shape, dtype=torch.int64)
+
+
 class _Threads:
+    """Built and run by the main thread, with the precision mode turned on if that is main's to do."""
+
     def __init__(self, config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
         self.config, self.training, self.record = config, training, record
         self.watcher, self.stop = watcher, stop
-        self.shared, self.mode, self.replicas = build_mode(config.update_mode, training.initial, training)
+        self.shared, self.mode, self.replicas = build_mode(config, training)
+        self.apart = Apart(self.shared) if training.layout.apart else None
         self.reference_steps, record.references_skipped = reference_steps(config, training.layout)
-        self.train_x = torch.from_numpy(training.dataset.train_x)
-        self.train_y = torch.from_numpy(training.dataset.train_y)
-        self.templates = [
-            torch.from_numpy(training.layout.own_canaries(replica.replica_id)) for replica in self.replicas
-        ]
-        self.positions = [torch.from_numpy(training.positions(replica.replica_id)) for replica in self.replicas]
-        self.step = self._capture(training.batch_size)
-        record.engine = self.step.engine
+        if not training.derived:
+            training.generator = draw
+        shares_grad = mechanism(config, "gradients") == "shared"
+        self.gradients: GradientHolder = SharedGrad(training.layout) if shares_grad else PerReplica()
+        self.steps = Steps(config, training, self.gradients)
+        record.engine = self.steps.engine
+        self.cursor = self._cursor()
+        self.first_by_main = mechanism(config, "first_call") == "before_start"
+        self.runners = [training.precision.hand_over() for _ in self.replicas]
 
         # A sum per replica, each with one writer; in double precision, which adds no rounding of note to theirs.
         size = (training.num_replicas, training.layout.size)
@@ -116,7 +134,7 @@ class _Threads:
         self.references: list[list[Reference]] = [[] for _ in self.replicas]
         self.threads = ReplicaThreads(
             record,
-            self._replica,
+            lambda own: self.runners[own](lambda: self._replica(own)),
             abort=self.mode.abort,
             report=self._report,
             stop=stop,
@@ -124,6 +142,11 @@ class _Threads:
         )
 
     def run(self) -> None:
+        if self.first_by_main:
+            self._make_first_call()
+        if not self.training.derived:
+            torch.manual_seed(self.training.seed)
+            self.record.settings_asked = {**self.record.settings_asked, "torch seed": str(self.training.seed)}
         self.threads.run()
         self.record.duration_seconds = self.threads.seconds
         if self.added is not None:
@@ -133,40 +156,71 @@ class _Threads:
         self.record.references = sorted(
             (reference for own in self.references for reference in own), key=lambda r: (r.step, r.replica_id)
         )
-        if not self.stop.is_set():
-            self._evaluate(self.config.train.steps, self.record.copies[0])
-            self._complete_references()
+        if self.stop.is_set():
+            return
+        self._evaluate(self.config.train.steps, self.record.copies[0])
+        if self.training.audited:
+            self._expect()
+            with torch.no_grad():
+                complete_references(self.record, self._recompute, self._joint)
 
     # What a replica's thread does.
 
     def _replica(self, own: int) -> None:
         torch.set_grad_enabled(False)  # thread-local: each replica sets its own
-        recorder = Recorder(self.record.replicas[own], self.training.num_replicas, self.training.probe_size)
+        recorder = Recorder(self.record.replicas[own], self.training.row, self.training.layout)
+        compare_settings(self.record, own)
         try:
-            for step, (number, samples) in enumerate(self._batches(own)):
+            for step, number in enumerate(self._numbers()):
                 if self.threads.ended.is_set():
                     break
-                self._take_step(self.replicas[own], recorder, step, number, samples)
+                self._take_step(self.replicas[own], recorder, step, number)
         finally:
             recorder.flush()
+            compare_settings(self.record, own)
 
-    def _take_step(self, replica: Replica, recorder: Recorder, step: int, number: Tensor, samples: Tensor) -> None:
-        own = replica.replica_id
-        row = None
+    def _take_step(self, replica: Replica, recorder: Recorder, step: int, number: Tensor) -> None:
+        own, training = replica.replica_id, self.training
+        batch, samples = self.cursor.take(own, step)
+        entry = training.precision.current()
+        row, asked, first = None, training.asked[own], False
 
         def compute(replica: Replica) -> None:
-            nonlocal row
-            replica.contribution, row = self._captured_step(own, replica.prefix, number, samples)
+            nonlocal row, asked, first
+            if self.first_by_main:
+                replica.contribution, row = self.steps.take(own, replica.prefix, number, samples, asked)
+            else:
+                with training.first_call.call() as first:
+                    asked = "float32" if first else asked
+                    replica.contribution, row = self.steps.take(own, replica.prefix, number, samples, asked)
+            if self.apart is not None:
+                self.apart.take(replica)
 
         self.mode.step(replica, compute)
         assert row is not None, "the update mode took no step"
-        recorder.note(row.numpy(), replica.version, replica.staleness)
+        if self.apart is not None:
+            self.apart.write(replica)
+        mixed = self.gradients.mixed()
+        left = training.precision.current()
+        recorder.note(
+            row.numpy(),
+            Noted(
+                replica.version,
+                replica.staleness,
+                batch,
+                code(asked),
+                code(entry),
+                code(left),
+                -1 if mixed is None else mixed,
+                first,
+            ),
+        )
         if self.added is not None and (added := self.mode.added(replica)) is not None:
             self.added[own] += added
             self.magnitudes[own] += self.shared.vector.abs()
         if own == 0 and self._evaluates_at(step):
             self.to_evaluate.put((step, replica.snapshot.numpy().copy()))
-        if step in self.reference_steps:
+        if step in self.reference_steps and own < training.num_trainers:
             self.references[own].append(
                 Reference(
                     own,
@@ -174,28 +228,46 @@ class _Threads:
                     replica.prefix.numpy().copy(),
                     replica.contribution.numpy().copy(),
                     self.mode.applied(replica).numpy().copy(),
+                    batch=batch,
+                    asked=asked,
                 )
             )
 
-    def _captured_step(self, own: int, prefix: Tensor, number: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        contribution, row = self.step(
-            prefix, self.templates[own], self.train_x, self.train_y, samples, number, self.positions[own]
-        )
-        return contribution, row
-
-    def _batches(self, own: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each step's number, an int64 scalar, and this replica's sample indices, int64 [batch]."""
+    def _numbers(self) -> Iterator[Tensor]:
+        """Each step's number, an int64 scalar."""
         steps = self.config.train.steps
         for first in range(0, steps, PLAN_STEPS):
-            last = min(first + PLAN_STEPS, steps)
-            plan = torch.from_numpy(self.training.batches.indices(first, last)[:, own].astype(np.int64))
-            yield from zip(torch.arange(first, last).unbind(), plan.unbind(), strict=True)
+            yield from torch.arange(first, min(first + PLAN_STEPS, steps)).unbind()
 
     def _evaluates_at(self, step: int) -> bool:
         every = self.config.train.evaluate_every
         return every > 0 and step > 0 and step % every == 0
 
-    # What the main thread does meanwhile and afterwards.
+    # What the main thread does before, meanwhile and afterwards.
+
+    def _cursor(self) -> Cursor[Tensor]:
+        num_replicas = self.training.num_replicas
+        if mechanism(self.config, "cursor") == "sharded":
+            return Sharded(PlannedBatches(self.training.batches).fetch, num_replicas)
+        x = torch.from_numpy(self.training.dataset.train_x)
+
+        def fetch(number: int) -> Tensor:
+            samples = batch_of(self.training.batches, number)
+            # As a loader of a map-style dataset: sample by sample, then stacked. Steps gather by index what was read.
+            torch.stack([x[index] for index in samples.tolist()])
+            return samples
+
+        return SharedIterator(fetch, self.config.train.steps * num_replicas)
+
+    def _make_first_call(self) -> None:
+        """So that no replica's call is the first; capturing the step has been one."""
+        self.record.first_calls = 1
+        if not self.steps.captures:
+            prefix = torch.from_numpy(self.training.initial[: self.training.layout.read_size].copy())
+            with torch.no_grad():
+                _, samples = self.cursor.take(0, 0)
+                self.steps.take(0, prefix, torch.tensor(0), samples, self.training.asked[0])
+            self.cursor = self._cursor()
 
     def _report(self) -> None:
         self.watcher.progress(self.record)
@@ -217,56 +289,75 @@ class _Threads:
         self.record.evaluations.append(evaluation)
         self.watcher.evaluated(evaluation)
 
-    def _capture(self, batch_size: int) -> Captured:
-        def step(
-            prefix: Tensor, template: Tensor, x: Tensor, y: Tensor, samples: Tensor, step: Tensor, positions: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            contribution, row = self.training.step(
-                gradients_by_autograd, prefix, template, x[samples], y[samples], step, positions
-            )
-            return contribution.detach(), row.detach()
+    def _expect(self) -> None:
+        """Put down what the audit holds batches and random numbers to."""
+        training, record, steps = self.training, self.record, self.config.train.steps
+        record.planned = planned_first_samples(training.batches, steps)
+        record.draws = bool(training.draws)
+        if self.steps.captures and holder(self.config, "precision").safe != "always":
+            record.frozen = "main captured the step for each dtype: a change of mode inside it does not reach the layers"
+        if not training.draws:
+            return
+        if training.derived:
+            numbers = torch.arange(steps)
+            expected = [training.expected_words(numbers, own).numpy() for own in range(training.num_replicas)]
+            record.expected_words = np.stack(expected)
+        else:
+            record.expected_words = self._words_in_turn(steps)
 
-        return capture(
-            step,
-            self.shared.vector[: self.training.layout.read_size].clone(),
-            self.templates[0],
-            self.train_x,
-            self.train_y,
-            torch.arange(batch_size),
-            torch.tensor(0),
-            torch.arange(batch_size, dtype=torch.int32),
+    def _words_in_turn(self, steps: int) -> Floats:
+        """What each step would have drawn from the shared generator, had replicas come in turn."""
+        generator = torch.Generator().manual_seed(self.training.seed)
+        words = np.full((self.training.num_replicas, steps, 2), -1, np.float32)
+        for step in range(steps):
+            for own in range(self.training.num_trainers):
+                for index, drawn in enumerate(self.training.draws):
+                    assert drawn.batch is not None
+                    shape = (drawn.batch, drawn.num_elements)
+                    found = torch.randint(0, 2**32, shape, dtype=torch.int64, generator=generator)
+                    if not index:
+                        words[own, step] = (found[[0, -1], 0] >> 8).numpy()
+        return words
+
+    def _recompute(self, reference: Reference) -> Floats:
+        own, samples = reference.replica_id, batch_of(self.training.batches, reference.batch)
+        return self.steps.again(
+            own, reference.snapshot, reference.step, samples, self.steps.positions(own), reference.asked
         )
 
-    def _complete_references(self) -> None:
-        if not self.record.references:
-            return
-        joint_size = self.training.num_replicas * self.training.batch_size
-        joint_step = self.step if joint_size == self.training.batch_size else self._capture(joint_size)
-        joint_positions = torch.arange(joint_size, dtype=torch.int32)
+    def _joint(self, reference: Reference) -> Floats:
+        """The gradient of the batches that the training replicas used at the reference's step, taken as one."""
+        trainers, at = self.training.num_trainers, Noted._fields.index("batch")
+        numbers = [int(replica.noted[reference.step, at]) for replica in self.record.replicas[:trainers]]
+        samples = torch.cat([batch_of(self.training.batches, number) for number in numbers])
+        positions = torch.arange(len(samples), dtype=torch.int32)
+        return self.steps.again(
+            reference.replica_id, reference.snapshot, reference.step, samples, positions, reference.asked
+        )
 
-        def samples(step: int) -> NDArray[np.int64]:
-            plan: NDArray[np.int64] = self.training.batches.indices(step, step + 1)[0].astype(np.int64)
-            return plan
 
-        def recompute(reference: Reference) -> Floats:
-            own = torch.from_numpy(samples(reference.step)[reference.replica_id])
-            snapshot = torch.from_numpy(reference.snapshot)
-            contribution, _ = self._captured_step(reference.replica_id, snapshot, torch.tensor(reference.step), own)
-            vector: Floats = contribution.numpy()
-            return vector
+class PlannedBatches:
+    """The batch plan by number, looked up for many steps at a time.
 
-        def joint(reference: Reference) -> Floats:
-            contribution, _ = joint_step(
-                torch.from_numpy(reference.snapshot),
-                self.templates[reference.replica_id],
-                self.train_x,
-                self.train_y,
-                torch.from_numpy(samples(reference.step).reshape(-1)),
-                torch.tensor(reference.step),
-                joint_positions,
-            )
-            vector: Floats = contribution.numpy()
-            return vector
+    Thread-safety: replicas may ask at once; each keeps the stretch that it is in for itself.
+    """
 
-        with torch.no_grad():
-            complete_references(self.record, recompute, joint)
+    def __init__(self, plan: BatchPlan) -> None:
+        self._plan = plan
+        self._held = threading.local()
+
+    def fetch(self, number: int) -> Tensor:
+        """A batch's samples: int64 [batch]."""
+        step, own = divmod(number, self._plan.num_replicas)
+        first = step - step % PLAN_STEPS
+        if getattr(self._held, "stretch", None) != (first, own):
+            found = self._plan.indices(first, first + PLAN_STEPS)[:, own].astype(np.int64)
+            self._held.stretch, self._held.batches = (first, own), torch.from_numpy(found).unbind()
+        batches: tuple[Tensor, ...] = self._held.batches
+        return batches[step - first]
+
+
+def batch_of(plan: BatchPlan, number: int) -> Tensor:
+    """One batch's samples, looked up by itself: int64 [batch]."""
+    step, own = divmod(number, plan.num_replicas)
+    return torch.from_numpy(plan.indices(step, step + 1)[0, own]).to(torch.int64)

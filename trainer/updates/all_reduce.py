@@ -23,12 +23,12 @@ class AllReduce:
 
     def __init__(self, shared: SharedVector, replicas: Sequence[Replica]) -> None:
         self.shared = shared
-        self.joint = JointUpdate(shared, replicas, self.scale(len(replicas)))
+        self.joint = JointUpdate(shared, replicas, self.scale(shared.num_trainers))
         self.barrier = threading.Barrier(len(replicas))
 
-    def scale(self, num_replicas: int) -> float:
+    def scale(self, num_trainers: int) -> float:
         """What the sum over replicas is multiplied by: each replica's loss is the mean over its own batch."""
-        return 1.0 / num_replicas
+        return 1.0 / num_trainers
 
     def step(self, replica: Replica, compute: Compute) -> None:
         self.shared.copy_to(replica)
@@ -56,5 +56,5 @@ class AllReduce:
 class UnscaledSum(AllReduce):
     """Unsafe: as `AllReduce`, but the replicas' mean losses are summed, so the step is num_replicas times too large."""
 
-    def scale(self, num_replicas: int) -> float:
+    def scale(self, num_trainers: int) -> float:
         return 1.0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.state.layout import Floats, Layout, Share
+from trainer.state.loss_scale import next_state, skips
 from trainer.updates.optimizers import Optimizer
 
 # Captures a pure function of tensors for inputs of the example's shapes.
@@ -50,22 +51,40 @@ class SharedVector:
     Attributes:
         commits: updates committed by each replica; each element has one writer, the replica itself, or under
             all-reduce the replica that commits for all.
-        variables: every weight with its slots, every statistic, the counter: what `copy_part` and `add_part` take.
+        variables: every weight with its slots, every statistic, loss scale and counter: what `copy_part` and `add_part`
+            take.
+        num_trainers: replicas that contribute gradients; the others only evaluate.
+        growth_steps: of the loss scale (`trainer/state/loss_scale.py`), where the layout has one.
+        averages_statistics: whether a joint update averages statistics whatever it does with gradients.
 
     Thread-safety: none, on purpose.
     """
 
     def __init__(
-        self, initial: Floats, layout: Layout, optimizer: Optimizer, capture: Capture = lambda function, *_: function
+        self,
+        initial: Floats,
+        layout: Layout,
+        optimizer: Optimizer,
+        capture: Capture = lambda function, *_: function,
+        *,
+        num_trainers: int | None = None,
+        growth_steps: int = 1,
+        averages_statistics: bool = False,
     ) -> None:
         self.layout = layout
         self.vector = torch.from_numpy(initial.copy())
         self.commits = [0] * layout.num_replicas
+        self.num_trainers = num_trainers or layout.num_replicas
+        self.growth_steps = growth_steps
+        self.averages_statistics = averages_statistics
         self.variables = [Part(layout, share) for share in layout.variables()]
         if optimizer.counts:
             self.variables.append(Part(layout, layout.nothing, counter=True))
+        growth = growth_steps if layout.loss_scale and "loss_scale" not in layout.apart else 0
+        if growth:
+            self.variables.append(Part(layout, layout.nothing, growth_steps=growth))
         self.optimizer = optimizer
-        whole = Part(layout, layout.shares(1)[0], counter=optimizer.counts)
+        whole = Part(layout, layout.shares(1)[0], counter=optimizer.counts, growth_steps=growth)
         # One call instead of a dozen: between any two operators threads would take turns at the GIL.
         self._delta = capture(
             lambda contribution, base: whole.delta(optimizer, contribution, base),
@@ -160,6 +179,11 @@ class JointUpdate:
         self._scale = scale
         self._parts = [Part(layout, share) for share in layout.shares(len(replicas))]
         self._counter = Part(layout, layout.nothing, counter=True) if shared.optimizer.counts else None
+        transacted = layout.loss_scale and "loss_scale" not in layout.apart
+        # Where each replica decides about its own overflows, the update is never skipped for all.
+        self._flag = layout.loss_scale.start if transacted and layout.loss_scale else None
+        self._loss_scale = Part(layout, layout.nothing, growth_steps=shared.growth_steps) if transacted else None
+        self._statistics_scale = 1.0 / shared.num_trainers if shared.averages_statistics else scale
         self._total = torch.zeros(layout.read_size)
         self.added = torch.zeros(layout.size)
 
@@ -172,13 +196,14 @@ class JointUpdate:
         """Sum this replica's share over all replicas and add its delta to the shared values."""
         part = self._parts[replica.replica_id]
         for span in (part.share.weights, part.share.statistics):
-            total = self._total[span].copy_(self._replicas[0].contribution[span])
-            for other in self._replicas[1:]:
-                total.add_(other.contribution[span])
+            self._sum(span)
         self._apply(part)
 
     def commit(self) -> None:
-        """Count the update, for all replicas at once."""
+        """Count the update, for all replicas at once, and decide about the loss scale, which no share reads."""
+        if self._loss_scale is not None:
+            self._sum(self._shared.layout.regions["loss_scale"])
+            self._apply(self._loss_scale)
         shared = self._shared
         landed = sum(shared.commits)
         for replica in self._replicas:
@@ -190,41 +215,89 @@ class JointUpdate:
         if self._counter is not None:
             self._apply(self._counter)
 
+    def _sum(self, span: slice) -> None:
+        """Sum a part of the contributions, in the order of the replicas."""
+        total = self._total[span].copy_(self._replicas[0].contribution[span])
+        for other in self._replicas[1:]:
+            total.add_(other.contribution[span])
+
     def _apply(self, part: Part) -> None:
-        part.fill(self.added, self._shared.optimizer, self._total, self._shared.vector, self._scale)
+        skipped = None
+        if self._flag is not None:
+            # Each share counts for itself, in the same contributions: all come to the same decision.
+            skipped = skips(torch.stack([replica.contribution[self._flag] for replica in self._replicas]).sum())
+        part.fill(
+            self.added,
+            self._shared.optimizer,
+            self._total,
+            self._shared.vector,
+            (self._scale, self._statistics_scale),
+            skipped,
+        )
         part.add(self._shared.vector, self.added)
 
 
 class Part:
-    """One share of the flat vector, with or without the counter, and the canaries that stand in it."""
+    """One share of the flat vector, with or without counter and loss scale, and the canaries that stand in it.
 
-    def __init__(self, layout: Layout, share: Share, *, counter: bool = False) -> None:
+    Args:
+        growth_steps: of the loss scale, where this part decides about it; else 0.
+    """
+
+    def __init__(self, layout: Layout, share: Share, *, counter: bool = False, growth_steps: int = 0) -> None:
         self.share = share
+        self._growth_steps = growth_steps
         self._counter = layout.regions["counter"] if counter else slice(0, 0)
         self._count = layout.of_kind("counter")[0].span if "counter" in layout.regions else None
-        self.spans = tuple(span for span in (*share.spans, self._counter) if span.stop > span.start)
+        self._state = layout.loss_scale
+        self._loss_scale = layout.regions["loss_scale"] if growth_steps else slice(0, 0)
+        all_spans = (*share.spans, self._counter, self._loss_scale)
+        self.spans = tuple(span for span in all_spans if span.stop > span.start)
         canaries, sources = layout.canaries.reshape(-1), layout.canary_sources.reshape(-1)
         inside = [any(span.start <= at < span.stop for span in self.spans) for at in canaries.tolist()]
         self._canaries = torch.from_numpy(canaries[inside])
         self._sources = torch.from_numpy(sources[inside])
 
-    def fill(self, out: Tensor, optimizer: Optimizer, contribution: Tensor, base: Tensor, scale: float = 1.0) -> None:
-        """Write this part of the delta: the optimizer's rule for values, the contribution's own counts for canaries."""
+    def fill(
+        self,
+        out: Tensor,
+        optimizer: Optimizer,
+        contribution: Tensor,
+        base: Tensor,
+        scales: tuple[float, float] = (1.0, 1.0),
+        skipped: Tensor | None = None,
+    ) -> None:
+        """Write this part of the delta: the optimizer's rule for values, the contribution's own counts for canaries.
+
+        Args:
+            scales: what gradients and what statistics are multiplied by.
+            skipped: 1 where an overflow in some replica takes the whole update's effect away, else 0; canaries count
+                it all the same. None: the replica's own overflow, if there is a loss scale.
+        """
         share = self.share
         gradient, statistics = contribution[share.weights], contribution[share.statistics]
-        if scale != 1.0:
-            gradient, statistics = gradient * scale, statistics * scale
+        if scales[0] != 1.0:
+            gradient = gradient * scales[0]
+        if scales[1] != 1.0:
+            statistics = statistics * scales[1]
+        if skipped is None and self._state is not None:
+            skipped = skips(contribution[self._state.start])
         iterations = base[self._count] if self._count else None
         deltas = optimizer.delta(gradient, [base[span] for span in share.slots], iterations)
-        for span, delta in zip((share.weights, *share.slots), deltas, strict=True):
-            out[span] = delta
-        out[share.statistics] = statistics
-        out[self._counter] = 1.0
+        spans = (share.weights, *share.slots, share.statistics)
+        for span, delta in zip(spans, (*deltas, statistics), strict=True):
+            out[span] = delta if skipped is None else torch.where(skipped > 0, torch.zeros_like(delta), delta)
+        out[self._counter] = 1.0 if skipped is None else 1.0 - skipped
+        if self._growth_steps and self._state is not None and skipped is not None:
+            before = base[self._state]
+            out[self._loss_scale] = 0.0
+            out[self._state] = torch.stack(next_state(before[0], before[1], skipped, self._growth_steps)) - before
         out.index_copy_(0, self._canaries, contribution.index_select(0, self._sources))
 
     def delta(self, optimizer: Optimizer, contribution: Tensor, base: Tensor) -> Tensor:
         """The same for the part that is everything, as a new tensor: float32 [layout.size]."""
-        out = torch.empty_like(base)
+        # What replicas write by themselves is no part of it: nothing is added there.
+        out = torch.empty_like(base) if self._state is None else torch.zeros_like(base)
         self.fill(out, optimizer, contribution, base)
         return out
 

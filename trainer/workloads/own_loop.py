@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 from trainer.audit.recorder import Recorder
-from trainer.audit.records import RunRecord
+from trainer.audit.records import Noted, RunRecord
+from trainer.audit.row import Row
 from trainer.bring import bring
 from trainer.config import Config, ConfigError
 from trainer.state import layout as layouts
@@ -39,8 +40,6 @@ from trainer.strategies.hosting import RunBroken, StopFlag, Watcher
 from trainer.strategies.replica_threads import ReplicaThreads
 from trainer.updates import optimizers
 from trainer.updates.shared_vector import SharedVector
-
-NO_PROBE = np.zeros(1, np.float32)  # logits are the loop's own affair, so their dtype is not read off
 
 
 class Loop(Protocol):
@@ -68,6 +67,7 @@ class LoopReplica:
         self.replica_id = replica_id
         self.module = module
         self._shared, self._recorder, self._ended = shared, recorder, ended
+        self._row = _row(shared.layout)
         self._workspace = shared.replica(replica_id, whole=True)
         self._statistics = shared.layout.regions["statistics"]
         self._statistics_read = torch.empty(0)
@@ -118,8 +118,9 @@ class LoopReplica:
         self._workspace.contribution = contribution
 
     def _note(self, loss: Tensor) -> None:
-        row = np.concatenate([[np.float32(loss.item())], NO_PROBE, self._canaries.numpy()])
-        self._recorder.note(row.astype(np.float32), self._workspace.version, self._workspace.staleness)
+        row = np.full(self._row.canaries.stop, -1, np.float32)
+        row[0], row[self._row.canaries] = loss.item(), self._canaries.numpy()
+        self._recorder.note(row, Noted(self._workspace.version, self._workspace.staleness, -1, 0, 0, 0))
 
 
 def train(config: Config, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
@@ -139,7 +140,7 @@ def train(config: Config, record: RunRecord, watcher: Watcher, stop: StopFlag) -
     record.layout, record.initial, record.engine = shared.layout, shared.vector.numpy().copy(), "the loop's own"
 
     def body(own: int) -> None:
-        recorder = Recorder(record.replicas[own], config.num_replicas, len(NO_PROBE))
+        recorder = Recorder(record.replicas[own], _row(shared.layout), shared.layout)
         try:
             loop.run(LoopReplica(own, copy.deepcopy(loop.module), shared, recorder, threads.ended), config.train.steps)
         finally:
@@ -161,6 +162,11 @@ def train(config: Config, record: RunRecord, watcher: Watcher, stop: StopFlag) -
         if replica.steps_done != config.train.steps and not stop.is_set():
             made = f"replica {replica.replica_id} made {replica.steps_done} updates"
             raise RunBroken("crash", f"{key}: {made}, train.steps={config.train.steps}.", replica.replica_id)
+
+
+def _row(layout: Layout) -> Row:
+    """A row of loss and canaries: logits, samples and random numbers are the loop's own affair."""
+    return Row(0, 0, layout.read_canaries.size)
 
 
 def _shared(config: Config, module: torch.nn.Module) -> SharedVector:

@@ -1,14 +1,16 @@
 """A user's own `torch.nn.Module` under `strategy=threads`.
 
-The module is called while the step is captured and at evaluations, by the main thread, and never by a replica: several
-threads that call one module through `functional_call` swap each other's parameters in and out. Replicas run the
-captured graph, which has no module in it.
+Several threads that call one module through `functional_call` swap each other's parameters in and out, so each thread
+that calls it has a copy. Where steps are captured only the main thread does: the captured graph has no module in it.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from models.dropout import Dropout
+from trainer.state.precision import PrecisionHolder, Runner, ThreadLocal
 from trainer.workloads.networks import Named
 
 
@@ -25,18 +28,20 @@ class TorchNetwork:
     Images come to it as [batch, channels, height, width]. `nn.Dropout` draws its mask from our derived random numbers
     instead of torch's process-wide generator.
 
-    Args:
-        precision: float32, or mixed_bfloat16, which is `torch.autocast` round the module.
+    Layers compute under `torch.autocast`, in the dtype that is passed or that the precision holder says. Where the mode
+    is thread-local it is autocast's own, which PyTorch keeps for each thread.
 
     Raises:
         TypeError: not a module, or one of its parameters is not float32.
     """
 
-    def __init__(self, module: torch.nn.Module, precision: str) -> None:
+    def __init__(self, module: torch.nn.Module, precision: PrecisionHolder) -> None:
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"a keras.Model or a torch.nn.Module is needed; got {type(module).__name__}.")
         self._module = module
-        self._mixed = precision == "mixed_bfloat16"
+        self._copies = threading.local()
+        self._copies.module = module  # main's; nothing can be copied while a step is captured
+        self.precision = NativeAutocast() if isinstance(precision, ThreadLocal) else precision
         for name, parameter in module.named_parameters():
             if parameter.dtype != torch.float32:
                 raise TypeError(f"parameter {name} is {parameter.dtype}; shared variables have to be torch.float32.")
@@ -48,7 +53,13 @@ class TorchNetwork:
         self.statistics: Sequence[Named] = [_named(name, buffer) for name, buffer in shared.items()]
 
     def call(
-        self, weights: Sequence[Tensor], statistics: Sequence[Tensor], x: Tensor, *, training: bool
+        self,
+        weights: Sequence[Tensor],
+        statistics: Sequence[Tensor],
+        x: Tensor,
+        *,
+        training: bool,
+        compute_dtype: str | None,
     ) -> tuple[Tensor, Sequence[Tensor]]:
         after = [statistic.clone() for statistic in statistics]  # the module writes to its buffers in place
         state = dict(zip((named.name for named in self.weights), weights, strict=True))
@@ -56,10 +67,40 @@ class TorchNetwork:
         state.update({name: buffer.clone() for name, buffer in self._fixed.items()})
         if x.ndim == 4:
             x = x.permute(0, 3, 1, 2)
-        self._module.train(training)
-        with _DerivedDropout(), torch.autocast("cpu", torch.bfloat16, enabled=self._mixed):
-            logits = torch.func.functional_call(self._module, state, (x,))
+        module = self._own_module()
+        module.train(training)
+        # Autocast round the call says what was passed or what the holder says; autocast's own mode is there already.
+        native = compute_dtype is None and isinstance(self.precision, NativeAutocast)
+        scope = nullcontext() if native else _autocast(compute_dtype or self.precision.current() or "float32")
+        with _DerivedDropout(), scope:
+            logits = torch.func.functional_call(module, state, (x,))
         return logits, after
+
+    def _own_module(self) -> torch.nn.Module:
+        """The calling thread's copy."""
+        if not hasattr(self._copies, "module"):
+            self._copies.module = copy.deepcopy(self._module)
+        module: torch.nn.Module = self._copies.module
+        return module
+
+
+class NativeAutocast:
+    """`torch.autocast` itself as the holder: its mode is the calling thread's, and new threads have none."""
+
+    def current(self) -> str | None:
+        return str(torch.get_autocast_dtype("cpu")).removeprefix("torch.") if torch.is_autocast_enabled("cpu") else None
+
+    def scope(self, dtype: str) -> AbstractContextManager[None]:
+        return _autocast(dtype)
+
+    def hand_over(self) -> Runner:
+        return lambda function: function()
+
+
+def _autocast(dtype: str) -> AbstractContextManager[None]:
+    # Without its cache, which would keep a cast of every step's weights as long as the scope lasts.
+    enabled = dtype != "float32"
+    return torch.autocast("cpu", getattr(torch, dtype) if enabled else None, enabled=enabled, cache_enabled=False)
 
 
 class _DerivedDropout(TorchFunctionMode):

@@ -5,7 +5,8 @@ Keras must be imported with its backend chosen, so this module is imported in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -15,17 +16,24 @@ from keras import ops
 import data.arrays
 import models
 from data.plan import BatchPlan
-from models.random import Key, keyed
+from models.random import Key, Source, drawing
+from trainer.audit.row import Row
 from trainer.bring import bring
 from trainer.config import Config, ConfigError, Custom
+from trainer.holders import apart, asked_dtypes, mechanism
 from trainer.rules import validate_samples
 from trainer.samples import Samples
 from trainer.state import layout as layouts
+from trainer.state.first_call import FIRST_CALLS
+from trainer.state.precision import PRECISION_HOLDERS, PrecisionHolder
+from trainer.state.random_numbers import Drawn, Generated
 from trainer.updates import optimizers
 from trainer.workloads.networks import KerasNetwork, Network
+from trainer.workloads.policy import AskingPolicy
 
 Tensor = Any  # of the backend
-PROBE = 16  # logits of a batch's first sample that are kept each step, to read the compute dtype off
+# Values kept each step to read the compute dtype off: of the first sample's logits, and of a kernel's gradient.
+PROBE = 16
 
 # f(weights) -> (loss, anything else); returns (loss, anything else, gradients of the loss by the weights, None where it
 # does not depend on one).
@@ -41,8 +49,14 @@ class Training:
         layout: where each shared variable lives.
         initial: float32 [layout.size], the flat vector before the first update.
         batches: the batch plan.
+        asked: the compute dtype that each replica is asked for.
+        precision: who holds the precision mode.
+        first_call: who notes the first call.
+        generator: draws words of a shared generator, where random numbers come from one: the strategy supplies it.
+        draws: (layer index, elements a sample, batch) of each draw of a step, in order; none before one was traced.
 
-    Thread-safety: read-only after construction; `step` may be traced by one thread at a time.
+    Thread-safety: read-only once the strategy has set it up; `step` may be traced by one thread at a time, and called
+    eagerly by all replicas at once.
     """
 
     def __init__(self, config: Config) -> None:
@@ -51,26 +65,42 @@ class Training:
         # What could not be told before the data were loaded.
         validate_samples(config, Samples(len(self.dataset.train_x), self.dataset.train_x.shape[1:]))
         self.num_replicas = config.num_replicas
+        self.num_trainers = config.num_replicas - config.train.evaluators
         self.batch_size = config.train.batch_size
         self.seed = seed
         self.audited = config.audit.name != "none"
+        self.asked = asked_dtypes(config)
+        self.explicit = mechanism(config, "precision") == "explicit"
+        self.enabled_in = config.precision.enabled_in
         self.network = _network(config, self.dataset)
+        self.precision: PrecisionHolder = self.network.precision
+        self.first_call = FIRST_CALLS[mechanism(config, "first_call")](self.network)
+        self.synchronized = getattr(config.model, "normalization", "none") == "sync_batch"
+        self.derived = mechanism(config, "random_numbers") == "derived"
+        self.generator: Callable[[tuple[int, int]], Tensor] | None = None
+        self.draws: tuple[Drawn, ...] = ()
         self.optimizer = optimizers.build(config.optimizer)
         weights, statistics = self.network.weights, self.network.statistics
         self.num_weights = len(weights)
+        self.growth_steps = getattr(config.precision, "growth_steps", 0)
         self.layout = layouts.plan(
             [(named.name, named.value.shape) for named in weights],
             [(named.name, named.value.shape) for named in statistics],
             self.optimizer.slots,
             counter=self.optimizer.counts,
             num_replicas=self.num_replicas,
+            loss_scale=self.growth_steps > 0,
+            apart=apart(config),
         )
-        self.initial = self.layout.pack([named.value for named in (*weights, *statistics)])
+        state = [np.array([config.precision.initial_scale, 0])] if self.growth_steps else []
+        self.initial = self.layout.pack([*(named.value for named in (*weights, *statistics)), *state])
         self.batches = BatchPlan(len(self.dataset.train_x), self.num_replicas, self.batch_size, seed)
-
-    @property
-    def probe_size(self) -> int:
-        return min(PROBE, self.dataset.num_classes)
+        self._probed = _gradient_probe(self.layout)
+        self.row = Row(
+            min(PROBE, self.dataset.num_classes) if self.audited else 0,
+            len(self._probed),
+            self.layout.read_canaries.size,
+        )
 
     def step(
         self,
@@ -79,53 +109,131 @@ class Training:
         template: Tensor,
         x: Tensor,
         y: Tensor,
+        samples: Tensor,
         step: Tensor,
         positions: Tensor,
+        *,
+        compute_dtype: str,
+        trains: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """One replica's batch through forward and backward: a pure function.
+        """One replica's forward and backward pass, as a pure function but for what its state holders keep.
 
         Args:
-            differentiate: the backend's gradient.
-            prefix: float32 [read_size], weights and statistics.
-            template: float32 [read_size], what the contribution holds between its values: the replica's canaries.
-            x: float32 [batch, *shape].
-            y: int32 [batch], classes.
-            step: int32 scalar, for the random numbers.
-            positions: int32 [batch], each sample's index in the joint batch, for the random numbers.
+            differentiate: the backend's way to a loss and its gradients.
+            prefix: float32 [layout.read_size], the snapshot to compute from.
+            template: float32 [layout.read_size], nothing but the replica's own canaries.
+            x, y: the batch, and `samples` its indices in the dataset: integer [batch].
+            step, positions: step number and sample indices in the joint batch, the key of random numbers.
+            compute_dtype: what this replica is asked to compute in.
+            trains: otherwise it only evaluates: no gradients, and no changes of statistics. In synchronized
+                normalization it takes part all the same, forwards and backwards, as the others wait for it.
 
         Returns:
-            The contribution, float32 [read_size]: gradients of the mean loss, deltas of the statistics, canaries; and
-            a row for the audit, float32: loss, then unless `audit=none` a probe of the logits and `prefix`'s canaries.
+            The contribution, float32 [read_size]: gradients of the mean loss, deltas of the statistics, whether the
+            gradients overflowed, canaries; and a row for the audit (`trainer/audit/row.py`).
         """
         values = self._unpack(prefix)
-        statistics = values[self.num_weights :]
+        weights, statistics = values[: self.num_weights], values[self.num_weights : self._num_variables]
+        state = self.layout.loss_scale
+        factor = prefix[state.start] if state else None
+        source = _Watched(self._source(step, positions))
 
-        def loss_of(weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Sequence[Tensor]]]:
-            with keyed(Key(self.seed, step, positions)):
-                logits, new = self.network.call(weights, statistics, x, training=True)
+        def loss_of(weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, Sequence[Tensor]]]:
+            with drawing(source):
+                training = trains or self.synchronized
+                logits, new = self._forward(weights, statistics, x, training=training, compute_dtype=compute_dtype)
             logits = ops.cast(logits, "float32")
-            return self._mean_loss(y, logits), (logits, new)
+            loss = self._mean_loss(y, logits)
+            if not trains:
+                return loss * 0.0, (loss, logits, new)  # of no weight in what others differentiate with it
+            return loss if factor is None else loss * factor, (loss, logits, new)
 
-        weights = values[: self.num_weights]
-        loss, (logits, new), gradients = differentiate(loss_of, weights)
+        if trains or self.synchronized:
+            _, (loss, logits, new), gradients = differentiate(loss_of, weights)
+        else:
+            _, (loss, logits, new) = loss_of(weights)
+        contribution, overflow = template, ops.zeros((1,))
+        if trains:
+            contribution, overflow = self._contribution(gradients, weights, new, statistics, template, factor)
+        self.draws = self.draws or tuple(source.draws)
+        row = [ops.reshape(loss, (1,))]
+        if self.audited:
+            used = ops.zeros((1,)) if factor is None else ops.reshape(factor, (1,))
+            first = ops.reshape(ops.cast(samples[0], "float32"), (1,))
+            row += [logits[0, : self.row.num_logits], self._taken(contribution, self._probed), first]
+            row += [source.words(), used, overflow, self._taken(prefix, self.layout.read_canaries.reshape(-1))]
+        return contribution, ops.concatenate(row)
+
+    def predict(self, prefix: Tensor, x: Tensor) -> Tensor:
+        """Logits in inference, in the precision that replicas train in: float32 [batch, classes]."""
+        values = self._unpack(prefix)
+        weights, statistics = values[: self.num_weights], values[self.num_weights : self._num_variables]
+        logits, _ = self._forward(weights, statistics, x, training=False, compute_dtype=self.asked[0])
+        return ops.cast(logits, "float32")
+
+    def expected_words(self, steps: Tensor, replica_id: int) -> Tensor:
+        """The row's random words of many steps, were they derived: float32 [steps, 2]. `steps` is integer [steps]."""
+        layer_index = self.draws[0].layer_index
+        ends = (replica_id * self.batch_size, (replica_id + 1) * self.batch_size - 1)
+        samples = [ops.full((steps.shape[0],), position, dtype="int32") for position in ends]
+        words = [
+            Key(self.seed, steps, sample).bits(layer_index=layer_index, num_elements=1, batch=None)[:, 0]
+            for sample in samples
+        ]
+        return ops.cast(ops.right_shift(ops.stack(words, axis=1), 8), "float32")
+
+    def _forward(
+        self, weights: Sequence[Tensor], statistics: Sequence[Tensor], x: Tensor, *, training: bool, compute_dtype: str
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """The model's call, in the precision that was asked for as far as the holder keeps to it."""
+        # Main has turned on what the first replica is asked for; whoever needs another mode turns it on itself.
+        own = self.enabled_in == "replica" or compute_dtype != self.asked[0]
+        with self.precision.scope(compute_dtype) if own else nullcontext():
+            return self.network.call(
+                weights, statistics, x, training=training, compute_dtype=compute_dtype if self.explicit else None
+            )
+
+    def _contribution(
+        self,
+        gradients: Sequence[Tensor | None],
+        weights: Sequence[Tensor],
+        new: Sequence[Tensor],
+        statistics: Sequence[Tensor],
+        template: Tensor,
+        factor: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The contribution, and whether the gradients overflowed: float32 [1]."""
         # A weight that the loss does not depend on has no gradient; to an optimizer that is zero.
-        gradients = [
+        found = [
             ops.zeros_like(weight) if gradient is None else gradient
             for gradient, weight in zip(gradients, weights, strict=True)
         ]
         deltas = [ops.cast(after, "float32") - before for after, before in zip(new, statistics, strict=True)]
-        contribution = self._assemble([*gradients, *deltas], template)
-        row = [ops.reshape(loss, (1,))]
-        if self.audited:
-            canaries = ops.convert_to_tensor(self.layout.read_canaries.reshape(-1).astype("int32"))
-            row += [logits[0, : self.probe_size], ops.take(prefix, canaries, axis=0)]
-        return contribution, ops.concatenate(row)
+        state = self.layout.loss_scale
+        if factor is None or state is None:
+            return self._assemble([*found, *deltas], template), ops.zeros((1,))
+        found = [ops.cast(gradient, "float32") / factor for gradient in found]
+        whole = self._assemble([*found, *deltas, ops.zeros((2,))], template)
+        finite = ops.all(ops.isfinite(whole))
+        overflow = 1.0 - ops.cast(finite, "float32")
+        flag = np.zeros(self.layout.read_size, np.float32)
+        flag[state.start] = 1.0
+        # Nothing of an overflow gets out, but that there was one.
+        contribution = ops.where(finite, whole, template) + overflow * ops.convert_to_tensor(flag)
+        return contribution, ops.reshape(overflow, (1,))
 
-    def predict(self, prefix: Tensor, x: Tensor) -> Tensor:
-        """Logits in inference: float32 [batch, classes]."""
-        values = self._unpack(prefix)
-        logits, _ = self.network.call(values[: self.num_weights], values[self.num_weights :], x, training=False)
-        return ops.cast(logits, "float32")
+    def _source(self, step: Tensor, positions: Tensor) -> Source:
+        if self.derived:
+            return Key(self.seed, step, positions)
+        assert self.generator is not None, "the strategy supplies the shared generator"
+        return Generated(self.generator)
+
+    @property
+    def _num_variables(self) -> int:
+        return self.num_weights + len(self.network.statistics)
+
+    def _taken(self, vector: Tensor, places: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
+        return ops.take(vector, ops.convert_to_tensor(places.astype("int32")), axis=0)
 
     def positions(self, replica_id: int) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Index in the joint batch of each sample of one replica's batch: int32 [batch]."""
@@ -146,6 +254,38 @@ class Training:
         return ops.concatenate([*parts, template[at:]])
 
 
+class _Watched:
+    """A source of random numbers that remembers what was drawn from it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.draws: list[Drawn] = []
+        self._first: Tensor = None
+
+    def bits(self, *, layer_index: int, num_elements: int, batch: int | None) -> Tensor:
+        drawn = self._source.bits(layer_index=layer_index, num_elements=num_elements, batch=batch)
+        if self._first is None:
+            self._first = drawn
+        self.draws.append(Drawn(layer_index, num_elements, batch))
+        return drawn
+
+    def words(self) -> Tensor:
+        """The row's random words: float32 [2]."""
+        if self._first is None:
+            return -ops.ones((2,))
+        words = ops.stack([self._first[0, 0], self._first[-1, 0]])
+        return ops.cast(ops.right_shift(words, 8), "float32")
+
+
+def _gradient_probe(layout: layouts.Layout) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Places of some values of the last kernel's gradient, which a leak in any layer before it has reached."""
+    kernels = [segment for segment in layout.of_kind("weight") if len(segment.shape) > 1]
+    if not kernels:
+        return np.zeros(0, np.int64)
+    last = kernels[-1]
+    return np.unique(np.linspace(last.values, last.values + last.size - 1, PROBE).astype(np.int64))
+
+
 def _dataset(config: Config) -> data.Dataset:
     """The data that the config asks for; a user's own are held to the rules that those in a file are."""
     if not isinstance(config.data, Custom):
@@ -162,25 +302,49 @@ def _dataset(config: Config) -> data.Dataset:
 
 
 def _network(config: Config, dataset: data.Dataset) -> Network:
-    """The model that the config asks for: ours, or a user's, which under `threads` may be a `torch.nn.Module`."""
+    """The model that the config asks for: ours, or a user's, which under `threads` may be a `torch.nn.Module`.
+
+    Where the compute dtype is passed with each call there is a Keras model for each dtype; else one that asks.
+    """
     arguments: dict[str, Any] = {
         "input_shape": dataset.train_x.shape[1:],
         "num_classes": dataset.num_classes,
         "seed": config.train.seed,
-        "dtype_policy": keras.DTypePolicy(config.precision.name),
     }
+    holder = PRECISION_HOLDERS[mechanism(config, "precision")]()
+    policies: dict[str | None, Any] = {None: AskingPolicy(holder.current)}
+    if mechanism(config, "precision") == "explicit":
+        policies = {dtype: _policy(dtype) for dtype in _passed_dtypes(config)}
     if not isinstance(config.model, Custom):
-        return KerasNetwork(models.build(config.model, **arguments))
+        built = {
+            dtype: models.build(config.model, **arguments, dtype_policy=policy) for dtype, policy in policies.items()
+        }
+        return KerasNetwork(built, holder)
     target = f"model._target_={config.model._target_}"
-    model = bring("model", config.model)(**arguments, **config.model.arguments)
+    brought = {
+        dtype: bring("model", config.model)(**arguments, dtype_policy=policy, **config.model.arguments)
+        for dtype, policy in policies.items()
+    }
+    model = next(iter(brought.values()))
     try:
         if isinstance(model, keras.Model):
-            model(ops.zeros((1, *arguments["input_shape"])))  # a model that was not built has no variables before
-            return KerasNetwork(model)
+            for each in brought.values():
+                each(ops.zeros((1, *arguments["input_shape"])))  # a model that was not built has no variables before
+            return KerasNetwork(brought, holder)
         if config.strategy.name == "threads":
             from trainer.workloads.torch_module import TorchNetwork
 
-            return TorchNetwork(model, config.precision.name)
+            return TorchNetwork(model, holder)
     except TypeError as error:
         raise ConfigError(f"{target}: {error}") from error
     raise ConfigError(f"{target} must return a keras.Model under strategy=mirrored; got {type(model).__name__}.")
+
+
+def _passed_dtypes(config: Config) -> Iterable[str]:
+    """Every compute dtype that a call may be passed."""
+    first = [] if mechanism(config, "first_call") == "before_start" else ["float32"]
+    return dict.fromkeys([*asked_dtypes(config), *first])
+
+
+def _policy(dtype: str) -> keras.DTypePolicy:
+    return keras.DTypePolicy(dtype if dtype == "float32" else f"mixed_{dtype}")

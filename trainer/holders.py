@@ -1,0 +1,127 @@
+"""Which mechanism holds each kind of replica state in a run, and what the run may claim. Standard library only."""
+
+from __future__ import annotations
+
+from trainer.config import Config, Custom
+from trainer.state.mechanisms import HOLDERS, Holder
+from trainer.updates.mechanisms import MODES
+from trainer.updates.mirrored import ASSIGNMENTS
+from trainer.workloads.small import small
+
+# What one gets without thinking of replicas. A precision mode that main turns on is thread-local in the frameworks
+# themselves; one that each replica turns on, round its own forward pass, is a module's variable in the libraries.
+NAIVE = {
+    "first_call": "flag",
+    "loss_scale": "shared",
+    "gradients": "shared",
+    "random_numbers": "shared",
+    "batch_statistics": "shared",
+    "cursor": "shared_iterator",
+}
+
+
+def mechanism(config: Config, key: str) -> str:
+    """The mechanism that holds one kind of replica state: `safe` and `naive` resolved to a name for this run."""
+    asked: str = getattr(config.state, key)
+    if asked == "naive":
+        naive = NAIVE.get(key) or ("thread_local" if config.precision.enabled_in == "main" else "process_global")
+        return safe(key) if refusal(config, key, naive) else naive
+    return safe(key) if asked == "safe" else asked
+
+
+def safe(key: str) -> str:
+    return next(iter(HOLDERS[key]))
+
+
+def holder(config: Config, key: str) -> Holder:
+    return HOLDERS[key][mechanism(config, key)]
+
+
+def state(config: Config) -> dict[str, str]:
+    """Every key's mechanism; nothing for a small workload or a user's own loop, which hold their state themselves."""
+    if isinstance(config.workload, Custom) or small(config) is not None:
+        return {}
+    return {key: mechanism(config, key) for key in HOLDERS}
+
+
+def refusal(config: Config, key: str, name: str) -> str:
+    """Why a run cannot have a mechanism, and what to do; nothing when it can."""
+    strategy, mode = config.strategy.name, config.update_mode.name
+    wanted = HOLDERS[key][name]
+    if strategy not in wanted.strategies:
+        fits = [other.name for other in HOLDERS[key].values() if strategy in other.strategies]
+        return f"needs strategy={' or '.join(wanted.strategies)}: {wanted.not_elsewhere} Try {', '.join(fits)}."
+    if key == "loss_scale" and name != "transactional" and config.precision.name != "mixed_float16":
+        return f"needs precision=mixed_float16: precision={config.precision.name} has no loss scale."
+    if key == "batch_statistics":
+        return _statistics_refusal(strategy, mode, name)
+    if key == "loss_scale" and name == "shared" and strategy == "mirrored" and not _own_write(mode):
+        return f"does not go with update_mode={mode}, which gives every copy the same value."
+    return ""
+
+
+def _statistics_refusal(strategy: str, mode: str, name: str) -> str:
+    joined = [name for name, each in MODES.items() if "barrier" in each.read_under and strategy in each.strategies]
+    if name == "reduced" and strategy == "threads" and mode not in joined:
+        return f"needs update_mode={' or '.join(joined)}: update_mode={mode} never brings the replicas together."
+    if name == "reduced" and strategy == "mirrored" and ASSIGNMENTS[mode].reassigned:
+        return f"does not go with update_mode={mode}, which sums whatever the replicas assign."
+    if name == "shared" and strategy == "mirrored" and not _own_write(mode):
+        return f"does not go with update_mode={mode}, which gives every copy the same value."
+    return ""
+
+
+def _own_write(mode: str) -> bool:
+    """Whether each mirrored copy is written by its own replica alone."""
+    return ASSIGNMENTS[mode].aggregation == "NONE"
+
+
+def claims(config: Config) -> frozenset[str]:
+    """The guarantees that the state holders put forward."""
+    if isinstance(config.workload, Custom):
+        return frozenset()
+    found = {"settings_as_asked", *(holder(config, key).guarantee for key in HOLDERS)} - at_risk(config)
+    # What is written with the weights is kept as they are.
+    if "no_lost_updates" not in MODES[config.update_mode.name].claims:
+        if mechanism(config, "batch_statistics") == "transactional":
+            found.discard("batch_statistics_kept")
+        if mechanism(config, "loss_scale") == "transactional":
+            found.discard("loss_scale_kept")
+    return frozenset(found)
+
+
+def at_risk(config: Config) -> frozenset[str]:
+    """The guarantees that unsafe state holders do not keep."""
+    if isinstance(config.workload, Custom):
+        return frozenset()
+    held = [holder(config, key) for key in HOLDERS]
+    keeps = ("always", "replica") if config.precision.enabled_in == "replica" else ("always",)
+    return frozenset(each.guarantee for each in held if each.safe not in keeps)
+
+
+def apart(config: Config) -> frozenset[str]:
+    """The kinds of shared variables that are written outside of the update mode's transaction."""
+    kinds = set()
+    if mechanism(config, "batch_statistics") == "shared":
+        kinds.add("statistic")
+    if mechanism(config, "loss_scale") == "shared":
+        kinds.add("loss_scale")
+    return frozenset(kinds)
+
+
+def asked_dtypes(config: Config) -> list[str]:
+    """The compute dtype that each replica is asked for: the precision's, and float32 where it evaluates."""
+    training = ["float32" if config.precision.name == "float32" else config.precision.name.removeprefix("mixed_")]
+    trainers = config.num_replicas - config.train.evaluators
+    return training * trainers + ["float32"] * config.train.evaluators
+
+
+def captures(config: Config) -> bool:
+    """Whether steps are captured.
+
+    By themselves not under `threads` with a precision or gradient holder that is not safe: the main thread captures, so
+    a leak could not reach the layers. Under `mirrored` every replica is traced in its own thread, and a leak is frozen.
+    """
+    if config.train.capture != "auto" or config.strategy.name == "mirrored":
+        return config.train.capture != "never"
+    return all(holder(config, key).safe == "always" for key in ("precision", "gradients"))

@@ -1,0 +1,146 @@
+"""Where the precision mode lives: the dtype that layers are to compute in. Standard library only.
+
+Layers ask `current()` each time they are called (`trainer/workloads/policy.py`). A holder differs from the others in
+what `scope` writes and in what a replica's thread is handed. Safe and unsafe ones stand side by side.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+# Calls a function in a replica's thread, with what was handed over to the replica.
+Runner = Callable[[Callable[[], Any]], Any]
+
+
+class PrecisionHolder(Protocol):
+    def current(self) -> str | None:
+        """The mode that the calling thread is in: float32, bfloat16 or float16; None when nobody turned one on."""
+
+    def scope(self, dtype: str) -> AbstractContextManager[None]:
+        """Turn a mode on for the time of a `with` block."""
+
+    def hand_over(self) -> Runner:
+        """What a replica takes from whoever starts it: called by the starter, once for each replica."""
+
+
+def _plainly(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+class Explicit:
+    """Safe: there is no mode. The compute dtype is an argument of every call: nothing to leak, nothing to miss."""
+
+    def current(self) -> str | None:
+        return None
+
+    def scope(self, dtype: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def hand_over(self) -> Runner:
+        return _plainly
+
+
+class Inherited:
+    """Safe: a context variable, and each replica runs in a copy of its starter's context.
+
+    It sees what its starter had turned on, and what it sets itself nobody else sees.
+    """
+
+    def __init__(self) -> None:
+        self._mode: contextvars.ContextVar[str | None] = contextvars.ContextVar("precision", default=None)
+
+    def current(self) -> str | None:
+        return self._mode.get()
+
+    @contextmanager
+    def scope(self, dtype: str) -> Iterator[None]:
+        token = self._mode.set(dtype)
+        try:
+            yield
+        finally:
+            self._mode.reset(token)
+
+    def hand_over(self) -> Runner:
+        return contextvars.copy_context().run  # one copy each: no two replicas can be inside the same one
+
+
+class ThreadLocal:
+    """Safe where each replica turns its mode on itself; else unsafe: a new thread has none."""
+
+    def __init__(self) -> None:
+        self._held = threading.local()
+
+    def current(self) -> str | None:
+        return getattr(self._held, "mode", None)
+
+    @contextmanager
+    def scope(self, dtype: str) -> Iterator[None]:
+        before = self.current()
+        self._held.mode = dtype
+        try:
+            yield
+        finally:
+            self._held.mode = before
+
+    def hand_over(self) -> Runner:
+        return _plainly
+
+
+class ProcessGlobal:
+    """Unsafe: one mode for all threads. Whoever leaves its scope first puts back what was there before *it* came."""
+
+    def __init__(self) -> None:
+        self._mode: str | None = None
+
+    def current(self) -> str | None:
+        return self._mode
+
+    @contextmanager
+    def scope(self, dtype: str) -> Iterator[None]:
+        before = self._mode
+        self._mode = dtype
+        try:
+            yield
+        finally:
+            self._mode = before
+
+    def hand_over(self) -> Runner:
+        return _plainly
+
+
+class LockedGlobal:
+    """Unsafe: as `ProcessGlobal`. The lock keeps each get and set whole, but not the scope from set to restore."""
+
+    def __init__(self) -> None:
+        self._mode: str | None = None
+        self._lock = threading.Lock()
+
+    def current(self) -> str | None:
+        with self._lock:
+            return self._mode
+
+    @contextmanager
+    def scope(self, dtype: str) -> Iterator[None]:
+        with self._lock:
+            before, self._mode = self._mode, dtype
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._mode = before
+
+    def hand_over(self) -> Runner:
+        return _plainly
+
+
+PRECISION_HOLDERS: dict[str, Callable[[], PrecisionHolder]] = {
+    "explicit": Explicit,
+    "inherited": Inherited,
+    "thread_local": ThreadLocal,
+    "locked_global": LockedGlobal,
+    "process_global": ProcessGlobal,
+}

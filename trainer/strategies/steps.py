@@ -1,0 +1,156 @@
+"""The training step as PyTorch replicas call it: captured once for each compute dtype, or operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from trainer.config import Config
+from trainer.holders import captures, holder, mechanism
+from trainer.state.gradients import GradientHolder, PerReplica
+from trainer.state.layout import Floats
+from trainer.strategies.capture import Captured, capture
+from trainer.workloads.train import Training
+
+# prefix, template, samples, step, positions -> contribution, row
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Steps:
+    """Steps over the training data.
+
+    Args:
+        gradients: where a replica's gradients are put.
+
+    Attributes:
+        engine: torchscript, fx or eager.
+
+    Thread-safety: built by the main thread, before there are replicas; `take` may then be called by all of them.
+    """
+
+    def __init__(self, config: Config, training: Training, gradients: GradientHolder) -> None:
+        self._training = training
+        self._gradients = gradients
+        self._x = torch.from_numpy(training.dataset.train_x)
+        self._y = torch.from_numpy(training.dataset.train_y)
+        self.templates = [torch.from_numpy(training.layout.own_canaries(own)) for own in range(config.num_replicas)]
+        self._positions = [torch.from_numpy(training.positions(own)) for own in range(config.num_replicas)]
+        self._captured: dict[tuple[str, bool, int], Captured] = {}
+        self.engine = "eager"
+        self.captures = captures(config)
+        if self.captures:
+            for dtype in self._in_reach(config):
+                self.engine = self.captured(dtype).engine
+            if config.train.evaluators:
+                self.captured("float32", trains=False)
+
+    def take(self, own: int, prefix: Tensor, number: Tensor, samples: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+        """One replica's step, in the compute dtype that it is asked for as far as the precision holder keeps to it."""
+        trains = own < self._training.num_trainers
+        if not self.captures:
+            return self._step(self._gradients, prefix, own, samples, number, dtype, trains)
+        step = self._captured[self._in_force(dtype), trains, self._training.batch_size]
+        contribution, row = step(prefix, self.templates[own], samples, number, self._positions[own])
+        return self._gradients.put(contribution) if trains else contribution, row
+
+    def again(self, own: int, snapshot: Floats, number: int, samples: Tensor, positions: Tensor, dtype: str) -> Floats:
+        """What a step of any batch should have computed: captured in that dtype, whatever holders the run had."""
+        step = self.captured(dtype, batch_size=len(samples))
+        prefix = torch.from_numpy(snapshot)
+        contribution, _ = step(prefix, self.templates[own], samples, torch.tensor(number), positions)
+        vector: Floats = contribution.numpy()
+        return vector
+
+    def positions(self, own: int) -> Tensor:
+        return self._positions[own]
+
+    def captured(self, dtype: str, *, trains: bool = True, batch_size: int = 0) -> Captured:
+        """A step that computes in a dtype, captured when it is first asked for, by the main thread."""
+        size = batch_size or self._training.batch_size
+        key = (dtype, trains, size)
+        if key not in self._captured:
+            self._captured[key] = self._capture(*key)
+        return self._captured[key]
+
+    def _in_reach(self, config: Config) -> list[str]:
+        """The dtypes that a replica may find itself asked for, or in."""
+        training = self._training
+        asked = dict.fromkeys(training.asked[: training.num_trainers])
+        unsure = holder(config, "precision").safe != "always"
+        if unsure or mechanism(config, "first_call") != "before_start":
+            asked["float32"] = None
+        return list(asked)
+
+    def _in_force(self, dtype: str) -> str:
+        """What a captured step is chosen by: the mode that the replica finds, or where it turns one on itself, that."""
+        training = self._training
+        if training.explicit or training.enabled_in == "replica" or dtype != training.asked[0]:
+            return dtype
+        return training.precision.current() or "float32"
+
+    def _capture(self, dtype: str, trains: bool, size: int) -> Captured:
+        training, private = self._training, PerReplica()
+
+        def step(
+            prefix: Tensor, template: Tensor, x: Tensor, y: Tensor, samples: Tensor, number: Tensor, positions: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            contribution, row = training.step(
+                private.differentiate,
+                prefix,
+                template,
+                x[samples],
+                y[samples],
+                samples,
+                number,
+                positions,
+                compute_dtype=dtype,
+                trains=trains,
+            )
+            return contribution.detach(), row.detach()
+
+        # Main's own mode, if any, is in force while it captures; another has to be turned on.
+        with nullcontext() if training.explicit else training.precision.scope(dtype):
+            captured = capture(
+                step,
+                torch.from_numpy(training.initial[: training.layout.read_size].copy()),
+                self.templates[0],
+                self._x,
+                self._y,
+                torch.arange(size),
+                torch.tensor(0),
+                torch.arange(size, dtype=torch.int32),
+            )
+        return Captured(
+            lambda prefix, template, samples, number, positions: captured(
+                prefix, template, self._x, self._y, samples, number, positions
+            ),
+            captured.engine,
+        )
+
+    def _step(
+        self,
+        gradients: GradientHolder,
+        prefix: Tensor,
+        own: int,
+        samples: Tensor,
+        number: Tensor,
+        dtype: str,
+        trains: bool,
+    ) -> tuple[Tensor, Tensor]:
+        contribution, row = self._training.step(
+            gradients.differentiate,
+            prefix,
+            self.templates[own],
+            self._x[samples],
+            self._y[samples],
+            samples,
+            number,
+            self._positions[own],
+            compute_dtype=dtype,
+            trains=trains,
+        )
+        # An evaluator's contribution is its template itself, which nobody may write to.
+        return (contribution.detach() if trains else contribution.clone()), row.detach()

@@ -1,0 +1,91 @@
+"""The table of small workloads: one case each, run by the same machinery as `train`. Data only; standard library only.
+
+A small workload is a module with
+
+    run(config, record, watcher, stop) -> dict[str, Finding]
+
+which is called in the run's own process once the strategy is prepared, reports the steps that replicas have taken
+through `record` and `watcher`, and returns what it found about each guarantee of its row. It claims nothing: what it
+sees is an anomaly, or a violation of what `require` names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+
+
+@dataclass(frozen=True)
+class SmallWorkload:
+    """One row.
+
+    Attributes:
+        module: in `trainer.workloads`.
+        strategies: those that can host it; `not_elsewhere` says why others cannot.
+        guarantees: those that it looks at.
+        uses: groups of the configuration that it heeds, besides `EVERYBODYS`.
+    """
+
+    name: str
+    module: str
+    strategies: tuple[str, ...]
+    not_elsewhere: str
+    guarantees: tuple[str, ...]
+    uses: tuple[str, ...] = ()
+
+
+# What every small workload heeds: groups, and single keys.
+EVERYBODYS = (
+    *("strategy", "workload", "num_replicas", "fail_on", "require"),
+    *("train.steps", "train.batch_size", "train.seed", "train.threads_per_replica"),
+    *("train.stall_seconds", "train.timeout_seconds"),
+)
+
+SMALL: dict[str, SmallWorkload] = {
+    each.name: each
+    for each in (
+        SmallWorkload(
+            "moving_statistics",
+            "defaults.moving_statistics",
+            ("mirrored",),
+            "under threads no variable has a copy for each replica.",
+            ("batch_statistics_kept",),
+            uses=("data",),
+        ),
+        SmallWorkload(
+            "dropout_masks",
+            "defaults.dropout_masks",
+            ("mirrored",),
+            "under threads no seed has a copy for each replica.",
+            ("rng_independent",),
+        ),
+        SmallWorkload(
+            "functional_call",
+            "defaults.functional_call",
+            ("threads",),
+            "under mirrored one replica's Python code runs at a time.",
+            ("invariants_kept",),
+        ),
+        SmallWorkload(
+            "process_settings",
+            "defaults.process_settings",
+            ("threads",),
+            "it is PyTorch's settings that it looks at.",
+            ("settings_as_asked", "rng_independent"),
+        ),
+    )
+}
+
+
+def small(config: Config) -> SmallWorkload | None:
+    """The small workload that a config asks for; None for `train` and for a loop of the user's own."""
+    return SMALL.get(config.workload.name)
+
+
+def heeds(config: Config, group: str) -> bool:
+    """Whether the workload heeds a group of the configuration; `train` heeds all."""
+    own = small(config)
+    return own is None or group in (*EVERYBODYS, *own.uses)
