@@ -28,9 +28,12 @@ WHOLE, FRACTURED, TORN_TENSOR = 0, 1, 2
 DTYPES = ("undetermined", "float32", "bfloat16", "float16")
 
 
+CODES: Mapping[str | None, int] = {None: 0, **{name: index for index, name in enumerate(DTYPES)}}
+
+
 def code(mode: str | None) -> int:
     """The code of a precision mode or a compute dtype."""
-    return 0 if mode is None else DTYPES.index(mode)
+    return CODES[mode]
 
 
 class Noted(NamedTuple):

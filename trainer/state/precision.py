@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
+from trainer.state.synchronized import Synchronized
+
 # Calls a function in a replica's thread, with what was handed over to the replica.
 Runner = Callable[[Callable[[], Any]], Any]
 
@@ -116,22 +118,18 @@ class LockedGlobal:
     """Unsafe: as `ProcessGlobal`. The lock keeps each get and set whole, but not the scope from set to restore."""
 
     def __init__(self) -> None:
-        self._mode: str | None = None
-        self._lock = threading.Lock()
+        self._mode: Synchronized[str | None] = Synchronized(None, name="precision mode")
 
     def current(self) -> str | None:
-        with self._lock:
-            return self._mode
+        return self._mode.with_lock(lambda mode: mode)
 
     @contextmanager
     def scope(self, dtype: str) -> Iterator[None]:
-        with self._lock:
-            before, self._mode = self._mode, dtype
+        before = self._mode.exchange(dtype)
         try:
             yield
         finally:
-            with self._lock:
-                self._mode = before
+            self._mode.exchange(before)
 
     def hand_over(self) -> Runner:
         return _plainly

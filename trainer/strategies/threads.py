@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.plan import BatchPlan
 from trainer.audit.recorder import Recorder
-from trainer.audit.records import Floats, Noted, Reference, RunRecord, code
+from trainer.audit.records import CODES, Floats, Noted, Reference, RunRecord
 from trainer.bring import bring
 from trainer.config import Config, Custom
 from trainer.holders import holder, mechanism
@@ -182,7 +182,8 @@ class _Threads:
     def _take_step(self, replica: Replica, recorder: Recorder, step: int, number: Tensor) -> None:
         own, training = replica.replica_id, self.training
         batch, samples = self.cursor.take(own, step)
-        entry = training.precision.current()
+        current = training.precision.current
+        entry = current()
         row, asked, first = None, training.asked[own], False
 
         def compute(replica: Replica) -> None:
@@ -201,16 +202,16 @@ class _Threads:
         if self.apart is not None:
             self.apart.write(replica)
         mixed = self.gradients.mixed()
-        left = training.precision.current()
+        left = current()
         recorder.note(
             row.numpy(),
             Noted(
                 replica.version,
                 replica.staleness,
                 batch,
-                code(asked),
-                code(entry),
-                code(left),
+                CODES[asked],
+                CODES[entry],
+                CODES[left],
                 -1 if mixed is None else mixed,
                 first,
             ),
@@ -295,7 +296,7 @@ class _Threads:
         record.planned = planned_first_samples(training.batches, steps)
         record.draws = bool(training.draws)
         if self.steps.captures and holder(self.config, "precision").safe != "always":
-            record.frozen = "main captured the step for each dtype: a change of mode inside it does not reach the layers"
+            record.frozen = "main captured the step for each dtype: changes of mode inside it do not reach the layers"
         if not training.draws:
             return
         if training.derived:

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from trainer.updates.read_write_lock import ReadWriteLock
+from trainer.state.read_write_lock import ReadWriteLock
 from trainer.updates.shared_vector import Replica, SharedVector
 
 # Computes `replica.contribution` from `replica.snapshot`. May be called more than once in a step.

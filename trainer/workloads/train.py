@@ -34,6 +34,8 @@ from trainer.workloads.policy import AskingPolicy
 Tensor = Any  # of the backend
 # Values kept each step to read the compute dtype off: of the first sample's logits, and of a kernel's gradient.
 PROBE = 16
+# The part of a row that says what was drawn and scaled, where nothing was.
+NOTHING_DRAWN_NOR_SCALED = np.array([-1, -1, 0, 0], np.float32)
 
 # f(weights) -> (loss, anything else); returns (loss, anything else, gradients of the loss by the weights, None where it
 # does not depend on one).
@@ -152,16 +154,24 @@ class Training:
             _, (loss, logits, new), gradients = differentiate(loss_of, weights)
         else:
             _, (loss, logits, new) = loss_of(weights)
-        contribution, overflow = template, ops.zeros((1,))
+        contribution, overflow = template, None
         if trains:
             contribution, overflow = self._contribution(gradients, weights, new, statistics, template, factor)
         self.draws = self.draws or tuple(source.draws)
         row = [ops.reshape(loss, (1,))]
         if self.audited:
-            used = ops.zeros((1,)) if factor is None else ops.reshape(factor, (1,))
-            first = ops.reshape(ops.cast(samples[0], "float32"), (1,))
-            row += [logits[0, : self.row.num_logits], self._taken(contribution, self._probed), first]
-            row += [source.words(), used, overflow, self._taken(prefix, self.layout.read_canaries.reshape(-1))]
+            row += [
+                logits[0, : self.row.num_logits],
+                _gathered(contribution, self._probed),
+                ops.cast(samples[:1], "float32"),
+            ]
+            # Few operators: on a small model each of them shows in the time of a step.
+            if source.draws or factor is not None:
+                used = ops.zeros((1,)) if factor is None else ops.reshape(factor, (1,))
+                row += [source.words(), used, ops.zeros((1,)) if overflow is None else overflow]
+            else:
+                row.append(ops.convert_to_tensor(NOTHING_DRAWN_NOR_SCALED))
+            row.append(_gathered(prefix, self.layout.read_canaries.reshape(-1)))
         return contribution, ops.concatenate(row)
 
     def predict(self, prefix: Tensor, x: Tensor) -> Tensor:
@@ -201,8 +211,8 @@ class Training:
         statistics: Sequence[Tensor],
         template: Tensor,
         factor: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The contribution, and whether the gradients overflowed: float32 [1]."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """The contribution, and whether the gradients overflowed, if that can be: float32 [1]."""
         # A weight that the loss does not depend on has no gradient; to an optimizer that is zero.
         found = [
             ops.zeros_like(weight) if gradient is None else gradient
@@ -211,7 +221,7 @@ class Training:
         deltas = [ops.cast(after, "float32") - before for after, before in zip(new, statistics, strict=True)]
         state = self.layout.loss_scale
         if factor is None or state is None:
-            return self._assemble([*found, *deltas], template), ops.zeros((1,))
+            return self._assemble([*found, *deltas], template), None
         found = [ops.cast(gradient, "float32") / factor for gradient in found]
         whole = self._assemble([*found, *deltas, ops.zeros((2,))], template)
         finite = ops.all(ops.isfinite(whole))
@@ -232,9 +242,6 @@ class Training:
     def _num_variables(self) -> int:
         return self.num_weights + len(self.network.statistics)
 
-    def _taken(self, vector: Tensor, places: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
-        return ops.take(vector, ops.convert_to_tensor(places.astype("int32")), axis=0)
-
     def positions(self, replica_id: int) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Index in the joint batch of each sample of one replica's batch: int32 [batch]."""
         return np.arange(self.batch_size, dtype=np.int32) + np.int32(replica_id * self.batch_size)
@@ -252,6 +259,12 @@ class Training:
             parts += [template[at : segment.values], ops.reshape(ops.cast(value, "float32"), (-1,))]
             at = segment.values + segment.size
         return ops.concatenate([*parts, template[at:]])
+
+
+def _gathered(vector: Tensor, places: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
+    """Elements of a vector. On torch in one operator: `ops.take` is eight, as it first puts negative indices right."""
+    index = ops.convert_to_tensor(places)
+    return vector.index_select(0, index) if keras.backend.backend() == "torch" else ops.take(vector, index, axis=0)
 
 
 class _Watched:
@@ -283,7 +296,9 @@ def _gradient_probe(layout: layouts.Layout) -> np.ndarray[Any, np.dtype[np.int64
     if not kernels:
         return np.zeros(0, np.int64)
     last = kernels[-1]
-    return np.unique(np.linspace(last.values, last.values + last.size - 1, PROBE).astype(np.int64))
+    # Odd, so that it does not keep to one column of a kernel whose width it divides.
+    apart = max(1, last.size // PROBE) // 2 * 2 + 1
+    return np.arange(last.values, last.values + last.size, apart)
 
 
 def _dataset(config: Config) -> data.Dataset:
