@@ -39,6 +39,7 @@ BOTH: dict[str, dict[str, Any]] = {
     "captured": {"model": CNN},
     "naive": {"model": CNN, "precision": FLOAT16, "state": dict.fromkeys(("precision", "cursor"), "naive")},
 }
+MODULE = ["custom", {"_target_": "brought.module"}]
 MIXED = {"model": SYNCHRONIZED, "precision": IN_REPLICAS, "num_replicas": 4, "train": {"evaluators": 1}}
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "threads": {
@@ -51,7 +52,18 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             "train": {"capture": "always"},
         },
         "scale transactional locked": {"precision": FLOAT16, "update_mode": ["locked", {}], "optimizer": ["adam", {}]},
+        **{
+            f"autocast {enabled_in} {name}": {
+                "model": MODULE,
+                "precision": ["mixed_bfloat16", {"enabled_in": enabled_in}],
+                "state": {"precision": name},
+            }
+            for enabled_in in ("main", "replica")
+            for name in ("thread_local", "inherited")
+        },
         "first call checked twice": {"state": {"first_call": "double_checked"}, "precision": BFLOAT16},
+        # Last: what it sets stays set in the process.
+        "settings": {"model": ["custom", {"_target_": "brought.meddling_module"}]},
     },
     "mirrored": {
         **BOTH,
@@ -205,6 +217,29 @@ def test_a_captured_step_is_chosen_by_the_mode_that_the_replica_finds(found: dic
     assert outcome["engine"] == "torchscript"
     assert outcome["anomalies"]["precision_off"] == [2 * STEPS, 2 * STEPS]
     assert "main captured the step for each dtype" in outcome["evidence"]["precision_as_asked"]
+
+
+@pytest.mark.parametrize("name", ["main inherited", "replica inherited", "replica thread_local"])
+def test_autocast_in_the_mode_that_a_replica_holds(found: dict[str, Found], name: str) -> None:
+    kept(found["threads"][f"autocast {name}"], "precision_as_asked")
+
+
+def test_autocast_that_main_turns_on_is_absent_in_replicas(found: dict[str, Found]) -> None:
+    outcome = found["threads"]["autocast main thread_local"]
+    off = [2 * STEPS, 2 * STEPS]
+    caught(outcome, "precision_as_asked", precision_off=off, gradient_precision_off=off)
+    assert outcome["engine"] == "eager"
+
+
+# Settings.
+
+
+def test_a_setting_that_replicas_do_not_inherit_is_named(found: dict[str, Found]) -> None:
+    outcome = found["threads"]["settings"]
+    assert (outcome["verdict"], outcome["statuses"]["settings_as_asked"]) == ("violated", "violated")
+    assert list(outcome["anomalies"]) == ["setting_off"]
+    assert "Keras dtype policy (thread) is " in outcome["witnesses"]["setting_off"]
+    assert "asked was mixed_bfloat16" in outcome["witnesses"]["setting_off"]
 
 
 # First call.

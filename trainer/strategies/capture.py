@@ -53,6 +53,7 @@ def capture(function: Callable[..., Any], *example: torch.Tensor) -> Captured:
 
 
 def _scripted(graph: torch.fx.GraphModule) -> Captured:
+    _keep_addmm_whole(graph.graph)
     for node in graph.graph.nodes:
         # TorchScript resolves overloads by itself and cannot name them.
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
@@ -69,3 +70,18 @@ def _scripted(graph: torch.fx.GraphModule) -> Captured:
     except RuntimeError as error:
         log.warning("TorchScript cannot take the captured step; it runs operator by operator instead: %s", error)
         return Captured(graph, "fx")
+
+
+def _keep_addmm_whole(graph: torch.fx.Graph) -> None:
+    """Say `linear` for `addmm`, which it calls: TorchScript would make a product and a sum of it, rounded in between."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target is aten.addmm.default and len(node.args) == 3 and not node.kwargs:
+            bias, left, right = node.args
+            if bias.meta["val"].ndim != 1:
+                continue  # `linear` adds a bias a column only
+            with graph.inserting_before(node):
+                turned = graph.call_function(aten.t.default, (right,))
+                whole = graph.call_function(aten.linear.default, (left, turned, bias))
+            node.replace_all_uses_with(whole)
+            graph.erase_node(node)

@@ -495,7 +495,7 @@ class _Mirrored:
         samples = np.concatenate(
             [batch[0, number % self.num_replicas] for batch, number in zip(batches, numbers, strict=True)]
         )
-        with self.training.precision.scope(self.training.asked[0]):
+        with turned_on(self.training):  # again, in case that a replica has turned it off
             vector: Floats = self.joint_step(
                 tf.constant(reference.snapshot), tf.constant(samples), tf.constant(reference.step)
             ).numpy()

@@ -111,8 +111,8 @@ class Steps:
             )
             return contribution.detach(), row.detach()
 
-        # Main's own mode, if any, is in force while it captures; another has to be turned on.
-        with nullcontext() if training.explicit else training.precision.scope(dtype):
+        # Round the whole step, where that is how a replica finds its mode; else the step turns it on where it belongs.
+        with training.precision.scope(dtype) if training.enabled_in == "main" else nullcontext():
             captured = capture(
                 step,
                 torch.from_numpy(training.initial[: training.layout.read_size].copy()),
