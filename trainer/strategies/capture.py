@@ -73,7 +73,7 @@ def _scripted(graph: torch.fx.GraphModule) -> Captured:
 
 
 def _keep_addmm_whole(graph: torch.fx.Graph) -> None:
-    """Say `linear` for `addmm`, which it calls: TorchScript would make a product and a sum of it, rounded in between."""
+    """Say `linear` for `addmm`, which it calls: TorchScript would make a product and a sum of that, and round twice."""
     aten = torch.ops.aten
     for node in list(graph.nodes):
         if node.target is aten.addmm.default and len(node.args) == 3 and not node.kwargs:
