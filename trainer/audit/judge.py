@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainer import holders
-from trainer.audit import copies, findings, state_findings
+from trainer.audit import copies, findings, precision_findings, state_findings
 from trainer.audit.findings import Finding
 from trainer.audit.gradients import gradient_rows
 from trainer.audit.guarantees import GUARANTEES, OF_THE_MODE, has_joint_gradient, synchronized
@@ -74,7 +74,7 @@ def claimed(config: Config) -> frozenset[str]:
 
 def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[PrecisionRow]]:
     mirrored = config.strategy.name == "mirrored"
-    precision, rows = state_findings.computed_precision(record)
+    precision, rows = precision_findings.computed_precision(record)
     derived = mechanism(config, "random_numbers") == "derived"
     repeatable = derived or not record.draws
     found = {
@@ -95,7 +95,7 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
         joint = "barrier" in MODES[config.update_mode.name].read_under
         growth_steps = getattr(config.precision, "growth_steps", 1)
         found |= {
-            "initialized_once": state_findings.first_calls(record),
+            "initialized_once": precision_findings.first_calls(record),
             "settings_as_asked": state_findings.settings(record),
             "loss_scale_kept": state_findings.kept_loss_scale(record, joint=joint, growth_steps=growth_steps),
             "batch_statistics_kept": state_findings.kept_statistics(record),

@@ -1,127 +1,19 @@
-"""What a run's record says about the state holders: counts and the smallest witness. NumPy only."""
+"""What a run's record says about the state holders but precision: counts and the smallest witness. NumPy only."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.audit.findings import Finding, not_checked, told_copies, told_skipped
-from trainer.audit.precision import gradient_dtypes, precision_was_off
-from trainer.audit.records import DTYPES, Floats, Reference, ReplicaRecord, RunRecord
-from trainer.audit.verdict import Anomaly, PrecisionRow
+from trainer.audit.precision import precision_was_off
+from trainer.audit.records import Floats, Reference, ReplicaRecord, RunRecord
+from trainer.audit.verdict import Anomaly
 from trainer.state.loss_scale import next_state
 
 
 def _not_applicable(why: str) -> Finding:
     return Finding(why, applies=False)
-
-
-# Precision.
-
-
-def computed_precision(record: RunRecord) -> tuple[Finding, list[PrecisionRow]]:
-    """Set the dtypes read off activations and gradients against those that were asked for, step by step."""
-    rows = [_precision_row(replica) for replica in record.replicas]
-    read = sum(steps for row in rows for dtype, steps in row.computed.items() if dtype != "undetermined")
-    if not read:
-        return not_checked("no activation could be read"), rows
-    gradients = [_gradients_off(replica) for replica in record.replicas]
-    wrong_gradients, read_gradients = (int(sum(each)) for each in zip(*gradients, strict=True))
-    kept = [
-        (reference, name, dtype)
-        for reference in record.references
-        for name, dtype in gradient_dtypes(record.layout, reference).items()
-        if dtype != "undetermined" and reference.contribution.any()
-    ]
-    wrong_kept = [found for found in kept if found[2] != found[0].asked]
-    steps_off = sum(row.steps_off for row in rows)
-    finding = Finding(
-        f"as asked in {read - steps_off:,} of {read:,} steps' activations, {read_gradients - wrong_gradients:,} of "
-        f"{read_gradients:,} steps' last kernel's gradients and {len(kept) - len(wrong_kept):,} of {len(kept):,} "
-        "kernels' gradients that were kept whole" + (f"; {record.frozen}" if record.frozen else "")
-    )
-    if steps_off:
-        off = next(row for row in rows if row.steps_off)
-        computed = ", ".join(f"{dtype} in {steps} steps" for dtype, steps in off.computed.items())
-        witness = f"replica {off.replica}, asked for {off.asked}, computed in {computed}{_modes(off)}"
-        where = ", ".join(f"replica {row.replica}: {row.steps_off}" for row in rows)
-        finding.anomalies.append(Anomaly("precision_off", steps_off, read, where, witness))
-    if wrong_gradients or wrong_kept:
-        finding.anomalies.append(_gradient_anomaly(record, wrong_gradients, read_gradients, wrong_kept))
-    if record.mode_left is not None:
-        witness = f"{record.mode_left} is on in the main thread after everybody has left their scopes"
-        finding.anomalies.append(Anomaly("mode_left_on", 1, 1, "after the run", witness))
-    return finding, rows
-
-
-def _precision_row(replica: ReplicaRecord) -> PrecisionRow:
-    done = replica.computed.total()
-    computed, asked = replica.computed_in[:done], replica.column("asked")
-    off = (computed != asked) & (computed != 0)
-    # A first call is asked for float32; what a replica is asked for is what most of its steps are.
-    usual = int(np.bincount(asked).argmax()) if done else 1
-    return PrecisionRow(
-        replica.replica_id,
-        DTYPES[usual],
-        dict(replica.computed),
-        replica.steps_done,
-        int(off.sum()),
-        gradients=_count(replica.gradients_in[:done]),
-        mode_at_entry=_count(replica.column("entry"), none="none"),
-        mode_at_exit=_count(replica.column("exit"), none="none"),
-    )
-
-
-def _count(codes: NDArray[np.generic], none: str = "undetermined") -> dict[str, int]:
-    counts = Counter(codes.tolist())
-    return {DTYPES[code] if code else none: number for code, number in sorted(counts.items())}
-
-
-def _modes(row: PrecisionRow) -> str:
-    entry, left = (", ".join(modes) for modes in (row.mode_at_entry, row.mode_at_exit))
-    return (
-        f"; mode at entry {entry}, at exit {left}" if entry != left or entry != "none" else "; no mode was on at entry"
-    )
-
-
-def _gradients_off(replica: ReplicaRecord) -> tuple[int, int]:
-    """Steps whose gradient was computed in another dtype than asked, and steps whose gradient tells."""
-    done = replica.computed.total()
-    found = replica.gradients_in[:done]
-    return int(((found != replica.column("asked")) & (found != 0)).sum()), int((found != 0).sum())
-
-
-def _gradient_anomaly(
-    record: RunRecord, wrong: int, read: int, wrong_kept: list[tuple[Reference, str, str]]
-) -> Anomaly:
-    if wrong:
-        replica = next(each for each in record.replicas if _gradients_off(each)[0])
-        found, asked = replica.gradients_in[: replica.computed.total()], replica.column("asked")
-        step = int(np.argmax((found != asked) & (found != 0)))
-        witness = (
-            f"replica {replica.replica_id}, step {step}: asked for {DTYPES[asked[step]]}, gradient of the last kernel"
-        )
-        return Anomaly(
-            "gradient_precision_off", wrong, read, "last kernel", f"{witness} computed in {DTYPES[found[step]]}"
-        )
-    reference, name, dtype = wrong_kept[0]
-    witness = f"replica {reference.replica_id}, step {reference.step}: gradient of {name} computed in {dtype}"
-    return Anomaly("gradient_precision_off", len(wrong_kept), len(wrong_kept), "gradients kept whole", witness)
-
-
-def first_calls(record: RunRecord) -> Finding:
-    """Count how often the first call was made."""
-    made = {replica.replica_id: int((replica.column("first_call") == 1).sum()) for replica in record.replicas}
-    total = record.first_calls + sum(made.values())
-    by = "by the main thread" if record.first_calls else "by replicas"
-    finding = Finding(f"the first call was made {total} time{'' if total == 1 else 's'}, {by}")
-    if total != 1:
-        who = ", ".join(f"replica {own}" for own, times in made.items() if times)
-        anomaly = Anomaly("repeated_first_call", max(1, total - 1), record.num_replicas, who, f"{who} made it")
-        finding.anomalies.append(anomaly)
-    return finding
 
 
 # Gradients.
@@ -273,48 +165,48 @@ def random_numbers(record: RunRecord, *, derived: bool) -> Finding:
     """Hold the first random words of every step to what they were to be, and look for words that were used before."""
     if not record.draws:
         return _not_applicable("the model draws no random numbers")
-    drawn = [
-        (replica.replica_id, step, words)
-        for replica in record.replicas
-        for step, words in enumerate(replica.random_words[: replica.computed.total()])
-        if words[0] >= 0
-    ]
-    if not drawn:
+    owners, steps = zip(*(_drawn(replica) for replica in record.replicas), strict=True)
+    own, step = np.concatenate(owners), np.concatenate(steps)
+    if not len(own):
         return not_checked("no random numbers were recorded")
-    words = np.stack([each[2] for each in drawn])
+    words = np.concatenate([replica.random_words[at] for replica, at in zip(record.replicas, steps, strict=True)])
+
+    def told(row: int) -> str:
+        return f"replica {own[row]} at step {step[row]}"
+
     finding = Finding("")
-    repeated = _repeats(words)
-    if len(repeated):
-        (first, again), count = repeated[0], len(repeated)
-        witness = f"{_at(drawn[first])} and {_at(drawn[again])} drew the same numbers"
-        anomaly = Anomaly("repeated_random_numbers", count, len(drawn), "first draw of each step", witness)
+    firsts, repeats = _repeats(words)
+    if len(repeats):
+        witness = f"{told(firsts[0])} and {told(repeats[0])} drew the same numbers"
+        anomaly = Anomaly("repeated_random_numbers", len(repeats), len(own), "first draw of each step", witness)
         finding.anomalies.append(anomaly)
-    told = f"{len(drawn) - len(repeated):,} of {len(drawn):,} steps drew numbers that no other step had drawn"
+    fresh = f"{len(own) - len(repeats):,} of {len(own):,} steps drew numbers that no other step had drawn"
     if record.expected_words is None:
-        finding.evidence = told
+        finding.evidence = fresh
         return finding
-    expected = np.stack([record.expected_words[own, step] for own, step, _ in drawn])
-    off = (words != expected).any(axis=1)
+    off = (words != record.expected_words[own, step]).any(axis=1)
     right = "derived from (seed, step, sample)" if derived else "of the replica's turn"
-    finding.evidence = f"{len(drawn) - int(off.sum()):,} of {len(drawn):,} steps drew the numbers {right}; {told}"
+    finding.evidence = f"{len(own) - int(off.sum()):,} of {len(own):,} steps drew the numbers {right}; {fresh}"
     if off.any():
-        at = drawn[int(np.argmax(off))]
         kind = "underived_random_numbers" if derived else "reordered_random_numbers"
-        witness = f"{_at(at)} drew other numbers than those {right}"
-        finding.anomalies.append(Anomaly(kind, int(off.sum()), len(drawn), "first draw of each step", witness))
+        witness = f"{told(int(np.argmax(off)))} drew other numbers than those {right}"
+        finding.anomalies.append(Anomaly(kind, int(off.sum()), len(own), "first draw of each step", witness))
     return finding
 
 
-def _at(drawn: tuple[int, int, Floats]) -> str:
-    return f"replica {drawn[0]} at step {drawn[1]}"
+def _drawn(replica: ReplicaRecord) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The steps at which a replica drew, and as often its number."""
+    steps = np.flatnonzero(replica.random_words[: replica.computed.total(), 0] >= 0)
+    return np.full(len(steps), replica.replica_id), steps
 
 
-def _repeats(words: Floats) -> list[tuple[int, int]]:
-    """Rows that equal an earlier one, each with the first that it equals."""
-    _, firsts, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
-    first_of = firsts[inverse.reshape(-1)]
+def _repeats(words: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows that equal an earlier one, and for each the first that it equals."""
+    both = words[:, 0].astype(np.int64) << 24 | words[:, 1].astype(np.int64)
+    _, firsts, inverse = np.unique(both, return_index=True, return_inverse=True)
+    first_of = firsts[inverse]
     again = np.flatnonzero(first_of != np.arange(len(words)))
-    return [(int(first_of[row]), int(row)) for row in again]
+    return first_of[again], again
 
 
 def samples_once(record: RunRecord) -> Finding:
@@ -362,9 +254,7 @@ def settings(record: RunRecord) -> Finding:
     if not record.settings:
         return not_checked("no replica has looked at its settings")
     count = len(record.settings_asked)
-    finding = Finding(
-        f"{count} settings as at the start, in {len(record.settings)} replicas at their first and last step"
-    )
+    finding = Finding(f"{count} settings compared in {len(record.settings)} replicas at their first and last step")
     for own, differences in sorted(record.settings.items()):
         for each in differences:
             witness = f"replica {own}: {each.name} ({each.scope}) is {each.found}, asked was {each.asked}"

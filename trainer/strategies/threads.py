@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.plan import BatchPlan
 from trainer.audit.recorder import Recorder
 from trainer.audit.records import CODES, Floats, Noted, Reference, RunRecord
 from trainer.bring import bring
@@ -18,6 +16,7 @@ from trainer.config import Config, Custom
 from trainer.holders import holder, mechanism
 from trainer.state.cursor import Cursor, Sharded, SharedIterator
 from trainer.state.gradients import GradientHolder, PerReplica, SharedGrad
+from trainer.strategies.batches import PlannedBatches, batch_of
 from trainer.strategies.capture import capture
 from trainer.strategies.hosting import (
     StopFlag,
@@ -48,7 +47,7 @@ from trainer.updates.transactions import (
 )
 from trainer.workloads.train import Training
 
-PLAN_STEPS = 512  # steps of the batch plan that a replica holds at a time
+NUMBERS = 512  # step numbers that a replica makes at a time
 
 MODES: dict[str, type[UpdateMode]] = {
     "all_reduce": AllReduce,
@@ -237,8 +236,8 @@ class _Threads:
     def _numbers(self) -> Iterator[Tensor]:
         """Each step's number, an int64 scalar."""
         steps = self.config.train.steps
-        for first in range(0, steps, PLAN_STEPS):
-            yield from torch.arange(first, min(first + PLAN_STEPS, steps)).unbind()
+        for first in range(0, steps, NUMBERS):
+            yield from torch.arange(first, min(first + NUMBERS, steps)).unbind()
 
     def _evaluates_at(self, step: int) -> bool:
         every = self.config.train.evaluate_every
@@ -335,30 +334,3 @@ class _Threads:
         return self.steps.again(
             reference.replica_id, reference.snapshot, reference.step, samples, positions, reference.asked
         )
-
-
-class PlannedBatches:
-    """The batch plan by number, looked up for many steps at a time.
-
-    Thread-safety: replicas may ask at once; each keeps the stretch that it is in for itself.
-    """
-
-    def __init__(self, plan: BatchPlan) -> None:
-        self._plan = plan
-        self._held = threading.local()
-
-    def fetch(self, number: int) -> Tensor:
-        """A batch's samples: int64 [batch]."""
-        step, own = divmod(number, self._plan.num_replicas)
-        first = step - step % PLAN_STEPS
-        if getattr(self._held, "stretch", None) != (first, own):
-            found = self._plan.indices(first, first + PLAN_STEPS)[:, own].astype(np.int64)
-            self._held.stretch, self._held.batches = (first, own), torch.from_numpy(found).unbind()
-        batches: tuple[Tensor, ...] = self._held.batches
-        return batches[step - first]
-
-
-def batch_of(plan: BatchPlan, number: int) -> Tensor:
-    """One batch's samples, looked up by itself: int64 [batch]."""
-    step, own = divmod(number, plan.num_replicas)
-    return torch.from_numpy(plan.indices(step, step + 1)[0, own]).to(torch.int64)

@@ -5,7 +5,7 @@ Keras must be imported with its backend chosen, so this module is imported in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,23 +13,20 @@ import keras
 import numpy as np
 from keras import ops
 
-import data.arrays
-import models
 from data.plan import BatchPlan
 from models.random import Key, Source, drawing
 from trainer.audit.row import Row
-from trainer.bring import bring
-from trainer.config import Config, ConfigError, Custom
+from trainer.config import Config
 from trainer.holders import apart, asked_dtypes, mechanism
 from trainer.rules import validate_samples
 from trainer.samples import Samples
 from trainer.state import layout as layouts
 from trainer.state.first_call import FIRST_CALLS
-from trainer.state.precision import PRECISION_HOLDERS, PrecisionHolder
+from trainer.state.precision import PrecisionHolder
 from trainer.state.random_numbers import Drawn, Generated
 from trainer.updates import optimizers
-from trainer.workloads.networks import KerasNetwork, Network
-from trainer.workloads.policy import AskingPolicy
+from trainer.workloads import build
+from trainer.workloads.watched import Watched
 
 Tensor = Any  # of the backend
 # Values kept each step to read the compute dtype off: of the first sample's logits, and of a kernel's gradient.
@@ -63,7 +60,7 @@ class Training:
 
     def __init__(self, config: Config) -> None:
         seed = config.train.seed
-        self.dataset = _dataset(config)
+        self.dataset = build.dataset(config)
         # What could not be told before the data were loaded.
         validate_samples(config, Samples(len(self.dataset.train_x), self.dataset.train_x.shape[1:]))
         self.num_replicas = config.num_replicas
@@ -74,7 +71,7 @@ class Training:
         self.asked = asked_dtypes(config)
         self.explicit = mechanism(config, "precision") == "explicit"
         self.enabled_in = config.precision.enabled_in
-        self.network = _network(config, self.dataset)
+        self.network = build.network(config, self.dataset)
         self.precision: PrecisionHolder = self.network.precision
         self.first_call = FIRST_CALLS[mechanism(config, "first_call")](self.network)
         self.synchronized = getattr(config.model, "normalization", "none") == "sync_batch"
@@ -138,7 +135,7 @@ class Training:
         weights, statistics = values[: self.num_weights], values[self.num_weights : self._num_variables]
         state = self.layout.loss_scale
         factor = prefix[state.start] if state else None
-        source = _Watched(self._source(step, positions))
+        source = Watched(self._source(step, positions))
 
         def loss_of(weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, Sequence[Tensor]]]:
             with drawing(source):
@@ -267,29 +264,6 @@ def _gathered(vector: Tensor, places: np.ndarray[Any, np.dtype[np.int64]]) -> Te
     return vector.index_select(0, index) if keras.backend.backend() == "torch" else ops.take(vector, index, axis=0)
 
 
-class _Watched:
-    """A source of random numbers that remembers what was drawn from it."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.draws: list[Drawn] = []
-        self._first: Tensor = None
-
-    def bits(self, *, layer_index: int, num_elements: int, batch: int | None) -> Tensor:
-        drawn = self._source.bits(layer_index=layer_index, num_elements=num_elements, batch=batch)
-        if self._first is None:
-            self._first = drawn
-        self.draws.append(Drawn(layer_index, num_elements, batch))
-        return drawn
-
-    def words(self) -> Tensor:
-        """The row's random words: float32 [2]."""
-        if self._first is None:
-            return -ops.ones((2,))
-        words = ops.stack([self._first[0, 0], self._first[-1, 0]])
-        return ops.cast(ops.right_shift(words, 8), "float32")
-
-
 def _gradient_probe(layout: layouts.Layout) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Places of some values of the last kernel's gradient, which a leak in any layer before it has reached."""
     kernels = [segment for segment in layout.of_kind("weight") if len(segment.shape) > 1]
@@ -299,67 +273,3 @@ def _gradient_probe(layout: layouts.Layout) -> np.ndarray[Any, np.dtype[np.int64
     # Odd, so that it does not keep to one column of a kernel whose width it divides.
     apart = max(1, last.size // PROBE) // 2 * 2 + 1
     return np.arange(last.values, last.values + last.size, apart)
-
-
-def _dataset(config: Config) -> data.Dataset:
-    """The data that the config asks for; a user's own are held to the rules that those in a file are."""
-    if not isinstance(config.data, Custom):
-        return data.load(config.data, config.train.seed)
-    found = bring("data", config.data)(seed=config.train.seed, **config.data.arguments)
-    if isinstance(found, data.Dataset):
-        return found
-    where = f"data._target_={config.data._target_}"
-    if not isinstance(found, Mapping):
-        raise data.DataError(f"{where} must return arrays by name, {data.arrays.WANTED}; got {type(found).__name__}.")
-    arrays = {str(name): np.asarray(array) for name, array in found.items()}
-    roles = data.arrays.roles(arrays, where)
-    return data.arrays.dataset(arrays, roles, where=where, classes=0, held_out=0.2, seed=config.train.seed)
-
-
-def _network(config: Config, dataset: data.Dataset) -> Network:
-    """The model that the config asks for: ours, or a user's, which under `threads` may be a `torch.nn.Module`.
-
-    Where the compute dtype is passed with each call there is a Keras model for each dtype; else one that asks.
-    """
-    arguments: dict[str, Any] = {
-        "input_shape": dataset.train_x.shape[1:],
-        "num_classes": dataset.num_classes,
-        "seed": config.train.seed,
-    }
-    holder = PRECISION_HOLDERS[mechanism(config, "precision")]()
-    policies: dict[str | None, Any] = {None: AskingPolicy(holder.current)}
-    if mechanism(config, "precision") == "explicit":
-        policies = {dtype: _policy(dtype) for dtype in _passed_dtypes(config)}
-    if not isinstance(config.model, Custom):
-        built = {
-            dtype: models.build(config.model, **arguments, dtype_policy=policy) for dtype, policy in policies.items()
-        }
-        return KerasNetwork(built, holder)
-    target = f"model._target_={config.model._target_}"
-    brought = {
-        dtype: bring("model", config.model)(**arguments, dtype_policy=policy, **config.model.arguments)
-        for dtype, policy in policies.items()
-    }
-    model = next(iter(brought.values()))
-    try:
-        if isinstance(model, keras.Model):
-            for each in brought.values():
-                each(ops.zeros((1, *arguments["input_shape"])))  # a model that was not built has no variables before
-            return KerasNetwork(brought, holder)
-        if config.strategy.name == "threads":
-            from trainer.workloads.torch_module import TorchNetwork
-
-            return TorchNetwork(model, holder)
-    except TypeError as error:
-        raise ConfigError(f"{target}: {error}") from error
-    raise ConfigError(f"{target} must return a keras.Model under strategy=mirrored; got {type(model).__name__}.")
-
-
-def _passed_dtypes(config: Config) -> Iterable[str]:
-    """Every compute dtype that a call may be passed."""
-    first = [] if mechanism(config, "first_call") == "before_start" else ["float32"]
-    return dict.fromkeys([*asked_dtypes(config), *first])
-
-
-def _policy(dtype: str) -> keras.DTypePolicy:
-    return keras.DTypePolicy(dtype if dtype == "float32" else f"mixed_{dtype}")
