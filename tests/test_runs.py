@@ -10,6 +10,7 @@ from command import Command, verdict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.audit.guarantees import GUARANTEES
+from trainer.audit.records import code
 
 pytestmark = pytest.mark.slow
 STEPS = 40
@@ -84,6 +85,10 @@ def test_a_verdict_is_complete_and_precision_is_read_off_every_replica(command: 
         np.testing.assert_array_equal(history["read_version"], expected)
         np.testing.assert_array_equal(history["write_version"], expected)
         assert (history["versions"] == np.arange(STEPS)[:, None]).all()
+        np.testing.assert_array_equal(history["batch"], expected + np.arange(2)[:, None])
+        for name in ("asked", "computed_in", "gradients_in"):
+            assert (history[name] == code("bfloat16")).all()
+        assert not history["mode_at_entry"].any()
 
 
 def test_a_crash_in_a_replica_breaks_the_run_and_says_where(command: Command) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # whichever test comes first runs everything
 
@@ -365,3 +366,29 @@ def test_naive_holders_are_named_in_the_verdict_by_what_they_break(found: dict[s
     assert outcome["statuses"]["precision_as_asked"] == "anomaly"
     assert outcome["statuses"]["loss_scale_kept"] == "upheld"
     assert "precision_as_asked" not in outcome["claimed"]
+
+
+def test_a_sweep_names_every_anomaly_of_naive_and_none_of_safe(command: Command) -> None:
+    arguments = ["-m", "state=naive,safe", "strategy=threads,mirrored", "model=cnn", "precision=mixed_bfloat16"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "trainer", *arguments, "train.steps=40", "hydra.sweep.dir=sweep"],
+        cwd=command.folder,
+        env=command.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = ended.stdout.split("job  anomalies")[1].splitlines()
+    text = " ".join(rows[2:])
+    mirrored = text.index("precision_off 79 of 80")  # the first of job 1; free threads differ from run to run
+    for name in ("precision_off", "gradient_precision_off", "repeated_first_call", "lost_statistics"):
+        assert name in text[:mirrored], text
+    # Replica 0 was traced in the first call, which is float32 in the first step only.
+    expected = (
+        *("precision_off 79 of 80", "gradient_precision_off 79 of 80", "lost_statistics 80 of 80"),
+        *("repeated_random_numbers 40 of 80", "repeated_samples 1,280 of 2,560", "missed_samples 1,280 of 2,560"),
+    )
+    assert all(each in " ".join(text[mirrored:].split()) for each in expected), text
+    assert [line.split() for line in rows if line.startswith(("2 ", "3 "))] == [["2", "none"], ["3", "none"]]
