@@ -343,6 +343,18 @@ def test_each_replicas_own_batch_normalization_has_no_joint_gradient() -> None:
     assert (verdict.verdict, statuses(verdict)["joint_gradient"]) == ("upheld", "not_applicable")
 
 
+def test_a_step_that_overflowed_applied_nothing_and_is_held_to_nothing() -> None:
+    config = config_of()
+    record = clean_record(config)
+    for reference in record.references[:REPLICAS]:  # one step's
+        reference.applied *= 2
+    assert statuses(judge(config, record, None, {}))["joint_gradient"] == "violated"
+    record.replicas[1].loss_scale[record.references[0].step] = (1024, 1)
+    verdict = judge(config, record, None, {})
+    assert statuses(verdict)["joint_gradient"] == "upheld"
+    assert verdict.verdict == "upheld"
+
+
 def test_bfloat16_that_was_asked_for_is_upheld() -> None:
     config = config_of(precision=Precision("mixed_bfloat16"))
     record = clean_record(config)

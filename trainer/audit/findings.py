@@ -15,7 +15,7 @@ from trainer.audit import copies
 from trainer.audit.conservation import unconserved
 from trainer.audit.gradients import gradient_rows
 from trainer.audit.precision import precision_was_off
-from trainer.audit.records import DTYPES, FRACTURED, TORN_TENSOR, WHOLE, Floats, RunRecord
+from trainer.audit.records import FRACTURED, TORN_TENSOR, WHOLE, Floats, RunRecord
 from trainer.audit.verdict import Anomaly
 
 # How far an all-reduced gradient may be from the joint one, relative to the latter's norm: the order of additions
@@ -221,18 +221,15 @@ def recorded_staleness(record: RunRecord) -> np.ndarray[tuple[int], np.dtype[np.
 
 def joint_gradient(record: RunRecord, precision: str) -> Finding:
     """Hold what was applied to the joint batch's gradient, computed after the run at the same weights."""
-    off_precision = {each.step for each in record.references if precision_was_off(record, each)}
-    # Nor is there one gradient where a replica was asked for another precision, as a first call is.
-    asked = {(each.step, each.asked) for each in record.references}
-    off_precision |= {step for step, dtype in asked if any((step, other) in asked for other in {*DTYPES} - {dtype})}
+    left_out = _without_joint(record)
     errors = [
         (error, row.step, own)
         for row in gradient_rows(record)
-        if row.step not in off_precision
+        if row.step not in left_out
         for own, error in row.errors.items()
     ]
     if not errors:
-        why = "every step that was kept computed in another precision than asked" if off_precision else "none was kept"
+        why = "every step that was kept overflowed or computed in another precision" if left_out else "none was kept"
         return not_checked(f"no gradient to hold it to: {why}")
     tolerance = JOINT_TOLERANCE[precision]
     off = [found for found in errors if not found[0] <= tolerance]
@@ -245,6 +242,18 @@ def joint_gradient(record: RunRecord, precision: str) -> Finding:
         witness = f"replica {own}, step {step}: relative error {worst:.2g}"
         finding.anomalies.append(Anomaly("not_joint", len(off), len(errors), "applied gradients", witness))
     return finding
+
+
+def _without_joint(record: RunRecord) -> set[int]:
+    """Steps whose joint gradient nothing can be held to, among those that were kept.
+
+    Some replica computed in another precision than asked, or was asked for another one than the others, as a first call
+    is; or its gradients overflowed, so that the update was skipped.
+    """
+    kept = {each.step for each in record.references}
+    steps = {each.step for each in record.references if precision_was_off(record, each)}
+    steps |= {step for step in kept if len({each.asked for each in record.references if each.step == step}) > 1}
+    return steps | {step for step in kept if any(replica.loss_scale[step, 1] > 0 for replica in record.replicas)}
 
 
 def diverged_copies(record: RunRecord) -> Finding:
