@@ -8,7 +8,7 @@ to do (a gradient reference, an evaluation, a look at the clock).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from trainer.audit.recorder import Recorder
 from trainer.audit.records import DTYPES, Floats, Noted, Reference, RunRecord, code
 from trainer.config import Config
-from trainer.holders import captures, holder, mechanism
+from trainer.holders import captures, mechanism
+from trainer.strategies import after_the_run
 from trainer.strategies.deltas import Deltas
 from trainer.strategies.hosting import (
     StopFlag,
     Watcher,
     compare_settings,
-    complete_references,
     evaluate,
-    planned_first_samples,
     reference_steps,
     turned_on,
 )
+from trainer.strategies.in_replica import gradients_by_tape, replica_id
 from trainer.strategies.reduction import DirectReduction
 from trainer.updates.mirrored import ASSIGNMENTS
 from trainer.workloads.train import Training
@@ -67,7 +67,7 @@ def prepare(num_replicas: int, threads_per_replica: int) -> None:
 def train(config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
     """Train under MirroredStrategy over the machine's GPUs, or over logical CPU devices, and fill `record`."""
     with turned_on(training):
-        _Mirrored(config, training, record, watcher, stop).run()
+        Mirrored(config, training, record, watcher, stop).run()
     record.mode_left = training.precision.current()
 
 
@@ -77,17 +77,7 @@ def _devices(num_replicas: int) -> list[str]:
     return [f"/{kind}:{replica_id}" for replica_id in range(num_replicas)]
 
 
-def gradients_by_tape(
-    loss_of: Callable[[list[Tensor]], tuple[Tensor, Any]], weights: list[Tensor]
-) -> tuple[Tensor, Any, Sequence[Tensor]]:
-    """A loss and its gradients."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(weights)
-        loss, rest = loss_of(weights)
-    return loss, rest, tape.gradient(loss, weights)
-
-
-class _Mirrored:
+class Mirrored:
     def __init__(self, config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
         self.config, self.training, self.record = config, training, record
         self.watcher, self.stop = watcher, stop
@@ -114,9 +104,9 @@ class _Mirrored:
             # Unsafe, both: a variable made in the strategy's scope has a copy on each device, and each replica moves
             # its own, so that all replicas draw the same numbers and take the same batches.
             self.generator = None if training.derived else tf.Variable([training.seed, 0], dtype=tf.int32)
-            self.position = tf.Variable(0, dtype=tf.int32) if self._shares_iterator else None
+            self.position = tf.Variable(0, dtype=tf.int32) if self.shares_iterator else None
         training.generator = self._draw
-        if self._shares_iterator:
+        if self.shares_iterator:
             planned = training.batches.indices(0, config.train.steps)
             self.table = tf.constant(planned.reshape(-1, training.batch_size)[: config.train.steps])
         self.runners = [training.precision.hand_over() for _ in range(self.num_replicas)]
@@ -137,12 +127,11 @@ class _Mirrored:
         self.take_steps = self._take_steps_eagerly
         if self.captures:
             self.take_steps = tf.function(self._take_steps, autograph=False, input_signature=[plan, scalar, roles])
-        self.joint_step = tf.function(self._joint_step, autograph=False)
         self.predict = tf.function(training.predict, autograph=False)
         record.engine = "tf.function" if self.captures else "eager"
 
     @property
-    def _shares_iterator(self) -> bool:
+    def shares_iterator(self) -> bool:
         return mechanism(self.config, "cursor") == "shared_iterator"
 
     def run(self) -> None:
@@ -154,7 +143,7 @@ class _Mirrored:
         while first < steps and not self.stop.is_set():
             last = self._next_stop(first, first + length, kept_steps)
             called = time.perf_counter()
-            results = self._call(first, last)
+            results = self.call(first, last)
             seconds = max(time.perf_counter() - called, 1e-6)
             length = max(1, min(2 * length, int((last - first) * CALL_SECONDS / seconds)))
             for own, (recorder, result) in enumerate(zip(recorders, results, strict=True)):
@@ -170,9 +159,7 @@ class _Mirrored:
             return
         self._evaluate(steps)
         if self.training.audited:
-            self._expect()
-            self._complete_references()
-            self._look_again()
+            after_the_run.complete(self)
 
     def _next_stop(self, first: int, last: int, kept_steps: frozenset[int]) -> int:
         """Where a call that begins at `first` ends: by `last`, after a reference, or before an evaluation."""
@@ -184,7 +171,7 @@ class _Mirrored:
     # What a replica does: traced once and run by TensorFlow, or with train.capture=never by Python at every step.
 
     def _replica_step(self, plan: Tensor, step: Tensor, roles: Tensor) -> tuple[Tensor, ...]:
-        own = _replica_id()
+        own = replica_id()
         outcome: tuple[Tensor, ...] = self.runners[own](lambda: self._own_step(own, plan, step, roles))
         return outcome
 
@@ -297,7 +284,7 @@ class _Mirrored:
         if mechanism(self.config, "first_call") == "before_start":
             self.record.first_calls = 1
         if self.captures:
-            self._call(0, 0)
+            self.call(0, 0)
 
     def _notes(self, own: int, first: int, rows: Floats) -> NDArray[np.int64]:
         """What is noted of the steps whose rows these are: int64 [steps, len(Noted)]."""
@@ -307,7 +294,7 @@ class _Mirrored:
         code_ran = self.noted[own][-1:] * len(rows) if self.captures else self.noted[own][-len(rows) :]
         noted = np.array(code_ran, np.int64)
         noted[:, :2] = counts[:, :2]
-        noted[:, 2] = counts[:, 2] if self._shares_iterator else counts[:, 2] * self.num_replicas + own
+        noted[:, 2] = counts[:, 2] if self.shares_iterator else counts[:, 2] * self.num_replicas + own
         if self.captures:
             # The first call was made once, though what it computed in goes on in every step of the graph.
             later = np.arange(first, first + len(rows)) > 0
@@ -315,7 +302,7 @@ class _Mirrored:
             noted[later, Noted._fields.index("asked")] = code(self.training.asked[own])
         return noted
 
-    def _call(self, first: int, last: int, roles: Sequence[int] | None = None) -> list[_Outcome]:
+    def call(self, first: int, last: int, roles: Sequence[int] | None = None) -> list[_Outcome]:
         plan = self.training.batches.indices(first, last)
         roles = range(self.num_replicas) if roles is None else roles
         results = self.take_steps(tf.constant(plan), tf.constant(first), tf.constant(list(roles)))
@@ -344,7 +331,7 @@ class _Mirrored:
                 result.snapshot,
                 result.contribution,
                 result.total * scale,
-                batch=step if self._shares_iterator else step * self.num_replicas + own,
+                batch=step if self.shares_iterator else step * self.num_replicas + own,
                 asked=DTYPES[self.noted[own][-1].asked],
             )
             for own, result in enumerate(results[: self.training.num_trainers])
@@ -364,102 +351,6 @@ class _Mirrored:
         evaluation = evaluate(step, lambda x: self.predict(prefix, tf.constant(x)).numpy(), test.test_x, test.test_y)
         self.record.evaluations.append(evaluation)
         self.watcher.evaluated(evaluation)
-
-    def _expect(self) -> None:
-        """Put down what the audit holds batches and random numbers to."""
-        training, record, steps = self.training, self.record, self.config.train.steps
-        record.planned = planned_first_samples(training.batches, steps)
-        record.draws = bool(training.draws)
-        if training.draws and training.derived:
-            numbers = tf.range(steps)
-            expected = [training.expected_words(numbers, own).numpy() for own in range(self.num_replicas)]
-            record.expected_words = np.stack(expected)
-        if self.captures and not training.explicit:
-            modes = ", ".join(f"replica {own} {_mode(notes[-1])}" for own, notes in enumerate(self.noted))
-            record.frozen = f"the graph keeps what was in force while it was traced ({modes})"
-
-    def _look_again(self) -> None:
-        """Compare the settings that a replica's thread has after the last step: it runs its Python code once more."""
-
-        def look() -> None:
-            own = _replica_id()
-            self.runners[own](lambda: compare_settings(self.record, own))
-
-        self.strategy.run(look)
-
-    def _complete_references(self) -> None:
-        """Run each kept step again, every replica in its neighbour's place, and the joint batch at each snapshot.
-
-        The shared variables are written over: the run is done and its copies are kept.
-        """
-        if self.training.draws and not self.training.derived:
-            return  # the numbers that the step drew are gone
-        # Synchronized normalization adds up over devices in their order, which a change of places would change. And
-        # where replicas were asked for different things, or may have got them, the place decides what is computed.
-        config = self.config
-        alike = getattr(config.model, "normalization", "none") != "sync_batch" and not config.train.evaluators
-        safe = all(holder(config, key).safe == "always" for key in ("precision", "first_call"))
-        moved = 1 if alike and safe else 0
-        roles = [(own - moved) % self.num_replicas for own in range(self.num_replicas)]
-        again: dict[int, list[_Outcome]] = {}
-        snapshots = {(reference.step, reference.replica_id): reference.snapshot for reference in self.record.references}
-
-        def recompute(reference: Reference) -> Floats:
-            step = reference.step
-            if step not in again:
-                for own, role in enumerate(roles):
-                    # An evaluator keeps no reference; what it computes here is not looked at.
-                    snapshot = snapshots.get((step, role), reference.snapshot)
-                    self._put(self.flat, own, np.pad(snapshot, (0, self.layout.size - self.layout.read_size)))
-                    if self.position is not None:
-                        self._put(self.position, own, np.int32(reference.batch))
-                again[step] = self._call(step, step + 1, roles)
-            return again[step][roles.index(reference.replica_id)].contribution
-
-        complete_references(self.record, recompute, self._joint_gradient)
-
-    def _put(self, variable: Any, own: int, value: Any) -> None:
-        self.strategy.experimental_local_results(variable)[own].assign(value)
-
-    def _joint_gradient(self, reference: Reference) -> Floats:
-        """The gradient of the batches that the training replicas used at the reference's step, taken as one."""
-        trainers, at = self.training.num_trainers, Noted._fields.index("batch")
-        numbers = [int(replica.noted[reference.step, at]) for replica in self.record.replicas[:trainers]]
-        batches = [
-            self.training.batches.indices(number // self.num_replicas, number // self.num_replicas + 1)
-            for number in numbers
-        ]
-        samples = np.concatenate(
-            [batch[0, number % self.num_replicas] for batch, number in zip(batches, numbers, strict=True)]
-        )
-        with turned_on(self.training):  # again, in case that a replica has turned it off
-            vector: Floats = self.joint_step(
-                tf.constant(reference.snapshot), tf.constant(samples), tf.constant(reference.step)
-            ).numpy()
-        return vector
-
-    def _joint_step(self, prefix: Tensor, samples: Tensor, step: Tensor) -> Tensor:
-        contribution, _ = self.training.step(
-            gradients_by_tape,
-            prefix,
-            self.templates[0],
-            tf.gather(self.train_x, samples),
-            tf.gather(self.train_y, samples),
-            samples,
-            step,
-            tf.range(tf.size(samples)),
-            compute_dtype=self.training.asked[0],
-        )
-        return contribution
-
-
-def _replica_id() -> int:
-    return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
-
-
-def _mode(noted: Noted) -> str:
-    entry, left = (DTYPES[mode] if mode else "no mode" for mode in (noted.entry, noted.exit))
-    return f"from {entry} to {left}" if entry != left else f"in {entry}"
 
 
 def _or_zero(total: NDArray[np.float64] | None) -> NDArray[np.float64] | float:
