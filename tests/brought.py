@@ -1,8 +1,10 @@
-"""Models as users bring them, for `test_state_runs.py`."""
+"""Parts as users bring them, for `test_state_runs.py`."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from trainer.updates.transactions import Compute, Locked
 
 
 def module(*, input_shape: tuple[int, ...], num_classes: int, seed: int, dtype_policy: Any) -> Any:
@@ -22,3 +24,11 @@ def meddling_module(**arguments: Any) -> Any:
 
     keras.config.set_dtype_policy("mixed_bfloat16")
     return module(**arguments)
+
+
+class ComputedTwice(Locked):
+    """As `optimistic` does when it comes too late: the first gradient is thrown away."""
+
+    def step(self, replica: Any, compute: Compute) -> None:
+        compute(replica)
+        super().step(replica, compute)

@@ -63,6 +63,12 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             for name in ("thread_local", "inherited")
         },
         "first call checked twice": {"state": {"first_call": "double_checked"}, "precision": BFLOAT16},
+        "first call computed twice": {
+            "update_mode": ["custom", {"_target_": "brought.ComputedTwice"}],
+            "state": {"first_call": "flag"},
+            "precision": BFLOAT16,
+            "num_replicas": 1,
+        },
         # Last: what it sets stays set in the process.
         "settings": {"model": ["custom", {"_target_": "brought.meddling_module"}]},
     },
@@ -262,6 +268,12 @@ def test_a_flag_that_is_checked_twice_lets_one_replica_make_the_first_call(found
     assert outcome["statuses"]["initialized_once"] == "upheld"
     assert outcome["anomalies"] == {}
     assert outcome["evidence"]["initialized_once"] == "the first call was made 1 time, by replicas"
+
+
+def test_a_first_call_whose_gradient_is_thrown_away_was_made_all_the_same(found: dict[str, Found]) -> None:
+    outcome = found["threads"]["first call computed twice"]
+    assert outcome["evidence"]["initialized_once"] == "the first call was made 1 time, by replicas"
+    assert outcome["statuses"]["precision_as_asked"] == "upheld"  # what was committed was computed as asked
 
 
 # Loss scale.

@@ -183,16 +183,18 @@ class _Threads:
         batch, samples = self.cursor.take(own, step)
         current = training.precision.current
         entry = current()
-        row, asked, first = None, training.asked[own], False
+        row, asked, made_first = None, training.asked[own], False
 
         def compute(replica: Replica) -> None:
-            nonlocal row, asked, first
+            nonlocal row, asked, made_first
             if self.first_by_main:
                 replica.contribution, row = self.steps.take(own, replica.prefix, number, samples, asked)
             else:
                 with training.first_call.call() as first:
-                    asked = "float32" if first else asked
+                    # What the attempt that counts was asked for: a mode may compute a gradient again.
+                    asked = "float32" if first else training.asked[own]
                     replica.contribution, row = self.steps.take(own, replica.prefix, number, samples, asked)
+                made_first = made_first or first
             if self.apart is not None:
                 self.apart.take(replica)
 
@@ -212,7 +214,7 @@ class _Threads:
                 CODES[entry],
                 CODES[left],
                 -1 if mixed is None else mixed,
-                first,
+                made_first,
             ),
         )
         if self.added is not None and (added := self.mode.added(replica)) is not None:
