@@ -15,6 +15,7 @@ from keras import ops
 
 from models.dropout import Dropout
 from models.random import Key, drawing
+from trainer.config import Config, Linear, Train
 from trainer.state.cursor import Sharded, SharedIterator
 from trainer.state.first_call import FIRST_CALLS
 from trainer.state.gradients import PerReplica, SharedGrad
@@ -23,11 +24,13 @@ from trainer.state.loss_scale import next_state, skips
 from trainer.state.mechanisms import HOLDERS
 from trainer.state.precision import PRECISION_HOLDERS
 from trainer.state.random_numbers import Generated
+from trainer.strategies.steps import Steps
 from trainer.updates import optimizers
 from trainer.updates.apart import Apart
 from trainer.updates.shared_vector import SharedVector
 from trainer.updates.transactions import Locked
 from trainer.workloads.policy import AskingPolicy
+from trainer.workloads.train import Training
 
 WAIT = 20.0
 MODES = [name for name in HOLDERS["precision"] if name != "explicit"]  # explicit has no mode to hold
@@ -341,6 +344,23 @@ def test_a_key_of_many_steps_gives_what_each_steps_key_gives() -> None:
     for row, (step, sample) in enumerate(zip(steps.tolist(), samples, strict=True)):
         key = Key(1, step, ops.convert_to_tensor(np.array([sample])))
         np.testing.assert_array_equal(found[row : row + 1], key.bits(layer_index=2, num_elements=3, batch=1).numpy())
+
+
+# Evaluators.
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")  # Keras' own
+@pytest.mark.parametrize("capture", ["always", "never"])
+def test_what_an_evaluator_contributes_is_its_own_to_write_to(capture: str) -> None:
+    config = Config(num_replicas=2, train=Train(evaluators=1, batch_size=4, capture=capture), model=Linear())
+    training = Training(config)
+    steps = Steps(config, training, PerReplica())
+    prefix = torch.from_numpy(training.initial[: training.layout.read_size].copy())
+    for _ in range(2):  # the second time it must be whole again
+        with torch.no_grad():
+            contribution, _ = steps.take(1, prefix, torch.tensor(0), torch.arange(4), "float32")
+        np.testing.assert_array_equal(contribution.numpy(), training.layout.own_canaries(1))
+        contribution.zero_()
 
 
 # Cursor.

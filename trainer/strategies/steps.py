@@ -109,7 +109,7 @@ class Steps:
                 compute_dtype=dtype,
                 trains=trains,
             )
-            return contribution.detach(), row.detach()
+            return _own(contribution, trains), row.detach()
 
         # Round the whole step, where that is how a replica finds its mode; else the step turns it on where it belongs.
         with training.precision.scope(dtype) if training.enabled_in == "main" else nullcontext():
@@ -152,5 +152,9 @@ class Steps:
             compute_dtype=dtype,
             trains=trains,
         )
-        # An evaluator's contribution is its template itself, which nobody may write to.
-        return (contribution.detach() if trains else contribution.clone()), row.detach()
+        return _own(contribution, trains), row.detach()
+
+
+def _own(contribution: Tensor, trains: bool) -> Tensor:
+    """A contribution that may be written to: an evaluator's is its template itself."""
+    return contribution.detach() if trains else contribution.clone()
