@@ -63,6 +63,11 @@ class BatchPlan:
             step += stop - start
         return found
 
+    def batch(self, number: int) -> Indices:
+        """Samples of one batch, int32 [batch_size]: of replica number % num_replicas at step number // num_replicas."""
+        step, replica = divmod(number, self.num_replicas)
+        return self.indices(step, step + 1)[0, replica]
+
     def _epoch(self, epoch: int) -> Indices:
         used = self.steps_per_epoch * self.num_replicas * self.batch_size
         order = _permutation(self.num_samples, self.seed, epoch)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer.audit.records import DTYPES, Floats, Noted, Reference
 from trainer.holders import holder
-from trainer.strategies.hosting import compare_settings, complete_references, planned_first_samples, turned_on
+from trainer.strategies.hosting import compare_settings, complete_references, expect, joint_samples, turned_on
 from trainer.strategies.in_replica import gradients_by_tape, replica_id
 
 if TYPE_CHECKING:
@@ -30,16 +30,10 @@ def complete(run: Mirrored) -> None:
 
 def _expect(run: Mirrored) -> None:
     """Put down what the audit holds batches and random numbers to."""
-    training, record, steps = run.training, run.record, run.config.train.steps
-    record.planned = planned_first_samples(training.batches, steps)
-    record.draws = bool(training.draws)
-    if training.draws and training.derived:
-        numbers = tf.range(steps)
-        expected = [training.expected_words(numbers, own).numpy() for own in range(run.num_replicas)]
-        record.expected_words = np.stack(expected)
-    if run.captures and not training.explicit:
+    expect(run.record, run.training)
+    if run.captures and not run.training.explicit:
         modes = ", ".join(f"replica {own} {_mode(notes[-1])}" for own, notes in enumerate(run.noted))
-        record.frozen = f"the graph keeps what was in force while it was traced ({modes})"
+        run.record.frozen = f"the graph keeps what was in force while it was traced ({modes})"
 
 
 def _look_again(run: Mirrored) -> None:
@@ -89,14 +83,7 @@ def _put(run: Mirrored, variable: Any, own: int, value: Any) -> None:
 
 def _joint_gradient(run: Mirrored, joint_step: Any, reference: Reference) -> Floats:
     """The gradient of the batches that the training replicas used at the reference's step, taken as one."""
-    trainers, at = run.training.num_trainers, Noted._fields.index("batch")
-    numbers = [int(replica.noted[reference.step, at]) for replica in run.record.replicas[:trainers]]
-    batches = [
-        run.training.batches.indices(number // run.num_replicas, number // run.num_replicas + 1) for number in numbers
-    ]
-    samples = np.concatenate(
-        [batch[0, number % run.num_replicas] for batch, number in zip(batches, numbers, strict=True)]
-    )
+    samples = joint_samples(run.record, run.training, reference.step)
     with turned_on(run.training):  # again, in case that a replica has turned it off
         vector: Floats = joint_step(
             tf.constant(reference.snapshot), tf.constant(samples), tf.constant(reference.step)

@@ -36,5 +36,4 @@ class PlannedBatches:
 
 def batch_of(plan: BatchPlan, number: int) -> Tensor:
     """One batch's samples, looked up by itself: int64 [batch]."""
-    step, own = divmod(number, plan.num_replicas)
-    return torch.from_numpy(plan.indices(step, step + 1)[0, own]).to(torch.int64)
+    return torch.from_numpy(plan.batch(number)).to(torch.int64)

@@ -59,8 +59,8 @@ class Deltas:
         if state is not None:
             # A replica whose own gradients overflowed has contributed nothing; an update is skipped for all only where
             # they decide together.
-            skipped = skips(own[state.start] if "loss_scale" in layout.apart else total[state.start])
-            keeps = 1.0 - skips(total[state.start]) if "loss_scale" not in layout.apart else 1.0
+            skipped = skips(given[state.start])
+            keeps = 1.0 if "loss_scale" in layout.apart else 1.0 - skipped
             parts, more = [part * keeps for part in parts], [part * keeps for part in more]
             new = tf.stack(next_state(base[state][0], base[state][1], skipped, self.growth_steps)) - base[state]
             parts.append(tf.pad(new, [[state.start - region.start, region.stop - state.stop]]))

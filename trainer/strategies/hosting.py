@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.plan import BatchPlan
-from trainer.audit.records import Evaluation, Floats, Reference, RunRecord
+from trainer.audit.records import Evaluation, Floats, Noted, Reference, RunRecord
 from trainer.audit.verdict import ErrorKind
 from trainer.config import Config
 from trainer.state.layout import Layout
@@ -84,6 +84,22 @@ def compare_settings(record: RunRecord, own: int) -> None:
     """Note the framework settings of the calling thread, a replica's, that are not what was asked."""
     found = record.settings.setdefault(own, [])
     found += [each for each in differences(record.settings_asked, snapshot()) if each not in found]
+
+
+def expect(record: RunRecord, training: Training) -> None:
+    """After the run, put down what the audit holds batches and derived random numbers to."""
+    record.planned = planned_first_samples(training.batches, record.steps)
+    record.draws = bool(training.draws)
+    if training.draws and training.derived:
+        record.expected_words = np.stack(
+            [training.expected_words(record.steps, own) for own in range(training.num_replicas)]
+        )
+
+
+def joint_samples(record: RunRecord, training: Training, step: int) -> NDArray[np.int32]:
+    """The samples that the training replicas used at a step, end to end."""
+    replicas, at = record.replicas[: training.num_trainers], Noted._fields.index("batch")
+    return np.concatenate([training.batches.batch(int(replica.noted[step, at])) for replica in replicas])
 
 
 def planned_first_samples(plan: BatchPlan, steps: int) -> NDArray[np.int32]:

@@ -24,7 +24,8 @@ from trainer.strategies.hosting import (
     compare_settings,
     complete_references,
     evaluate,
-    planned_first_samples,
+    expect,
+    joint_samples,
     reference_steps,
     turned_on,
 )
@@ -293,19 +294,12 @@ class _Threads:
 
     def _expect(self) -> None:
         """Put down what the audit holds batches and random numbers to."""
-        training, record, steps = self.training, self.record, self.config.train.steps
-        record.planned = planned_first_samples(training.batches, steps)
-        record.draws = bool(training.draws)
+        training, record = self.training, self.record
+        expect(record, training)
         if self.steps.captures and holder(self.config, "precision").safe != "always":
             record.frozen = "main captured the step for each dtype: changes of mode inside it do not reach the layers"
-        if not training.draws:
-            return
-        if training.derived:
-            numbers = torch.arange(steps)
-            expected = [training.expected_words(numbers, own).numpy() for own in range(training.num_replicas)]
-            record.expected_words = np.stack(expected)
-        else:
-            record.expected_words = self._words_in_turn(steps)
+        if training.draws and not training.derived:
+            record.expected_words = self._words_in_turn(self.config.train.steps)
 
     def _words_in_turn(self, steps: int) -> Floats:
         """What each step would have drawn from the shared generator, had replicas come in turn."""
@@ -329,9 +323,7 @@ class _Threads:
 
     def _joint(self, reference: Reference) -> Floats:
         """The gradient of the batches that the training replicas used at the reference's step, taken as one."""
-        trainers, at = self.training.num_trainers, Noted._fields.index("batch")
-        numbers = [int(replica.noted[reference.step, at]) for replica in self.record.replicas[:trainers]]
-        samples = torch.cat([batch_of(self.training.batches, number) for number in numbers])
+        samples = torch.from_numpy(joint_samples(self.record, self.training, reference.step)).to(torch.int64)
         positions = torch.arange(len(samples), dtype=torch.int32)
         return self.steps.again(
             reference.replica_id, reference.snapshot, reference.step, samples, positions, reference.asked

@@ -22,6 +22,7 @@ from trainer.rules import validate_samples
 from trainer.samples import Samples
 from trainer.state import layout as layouts
 from trainer.state.first_call import FIRST_CALLS
+from trainer.state.layout import Floats
 from trainer.state.precision import PrecisionHolder
 from trainer.state.random_numbers import Drawn, Generated
 from trainer.updates import optimizers
@@ -178,16 +179,19 @@ class Training:
         logits, _ = self._forward(weights, statistics, x, training=False, compute_dtype=self.asked[0])
         return ops.cast(logits, "float32")
 
-    def expected_words(self, steps: Tensor, replica_id: int) -> Tensor:
-        """The row's random words of many steps, were they derived: float32 [steps, 2]. `steps` is integer [steps]."""
+    def expected_words(self, num_steps: int, replica_id: int) -> Floats:
+        """The row's random words of all steps, were they derived: float32 [steps, 2]."""
         layer_index = self.draws[0].layer_index
         ends = (replica_id * self.batch_size, (replica_id + 1) * self.batch_size - 1)
-        samples = [ops.full((steps.shape[0],), position, dtype="int32") for position in ends]
+        samples = [ops.full((num_steps,), position, dtype="int32") for position in ends]
         words = [
-            Key(self.seed, steps, sample).bits(layer_index=layer_index, num_elements=1, batch=None)[:, 0]
+            Key(self.seed, ops.arange(num_steps), sample).bits(layer_index=layer_index, num_elements=1, batch=None)[
+                :, 0
+            ]
             for sample in samples
         ]
-        return ops.cast(ops.right_shift(ops.stack(words, axis=1), 8), "float32")
+        found: Floats = ops.cast(ops.right_shift(ops.stack(words, axis=1), 8), "float32").numpy()
+        return found
 
     def _forward(
         self, weights: Sequence[Tensor], statistics: Sequence[Tensor], x: Tensor, *, training: bool, compute_dtype: str
