@@ -354,7 +354,7 @@ def test_a_key_of_many_steps_gives_what_each_steps_key_gives() -> None:
 def test_what_an_evaluator_contributes_is_its_own_to_write_to(capture: str) -> None:
     config = Config(num_replicas=2, train=Train(evaluators=1, batch_size=4, capture=capture), model=Linear())
     training = Training(config)
-    steps = Steps(config, training, PerReplica())
+    steps = Steps(config, training)
     prefix = torch.from_numpy(training.initial[: training.layout.read_size].copy())
     for _ in range(2):  # the second time it must be whole again
         with torch.no_grad():

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from trainer.schedule.recipes import RECIPES
 from trainer.updates.mechanisms import MODES
 from trainer.workloads.small import SMALL
 
@@ -193,6 +194,50 @@ class Schedule:
 
 
 @dataclass
+class Search:
+    """Every order of a small case, or all with few preemptions; by a recipe's name, until one shows what it names."""
+
+    name: str = "search"
+    # How kernels on shared variables are announced: variable (one variable at a time) or memory (in chunks, and an
+    # in-place kernel as reading and writing each).
+    granularity: str = "variable"
+    # Chunks of each variable at schedule.granularity=memory; at least 1.
+    chunks: int = 2
+    # Preemptions up to which orders are tried where there are too many for all; at least 0.
+    preemptions: int = 2
+    # Operations, over all runs, after which there are too many; at least 1.
+    max_operations: int = 200000
+
+
+@dataclass
+class Seeded:
+    """Orders drawn at random, each the same for the same seed."""
+
+    name: str = "seeded"
+    granularity: str = "variable"
+    chunks: int = 2
+    # random_walk (every interleaving equally likely), priorities (PCT) or both, in turn.
+    sampler: str = "both"
+    # Things that have to come in order for what priorities are to find; at least 1.
+    depth: int = 3
+    # Orders to draw; at least 1.
+    orders: int = 200
+    # From 0 to 2**31 - 1.
+    seed: int = 0
+
+
+@dataclass
+class Replay:
+    """One order, as a verdict's replay line has it."""
+
+    name: str = "replay"
+    granularity: str = "variable"
+    chunks: int = 2
+    # From the replay line of a verdict of the same configuration.
+    token: str = ""
+
+
+@dataclass
 class Workload:
     """What the replicas do. `train`: train the model.
 
@@ -214,6 +259,9 @@ class Audit:
     reference_mebibytes: int = 256
     # Times the whole run is made, to compare the bits it ends in; from 1 to 100.
     repeat: int = 1
+    # Steps of each replica that trace.json shows of a free run under strategy=threads, from 0 on; 0 writes none. An
+    # order that a schedule has made is always shown.
+    trace_steps: int = 0
 
 
 @dataclass
@@ -252,7 +300,7 @@ class Config:
     optimizer: Any = field(default_factory=Sgd)
     precision: Any = field(default_factory=Precision)
     state: State = field(default_factory=State)
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: Any = field(default_factory=Schedule)
     workload: Any = field(default_factory=Workload)
     audit: Audit = field(default_factory=Audit)
     train: Train = field(default_factory=Train)
@@ -274,9 +322,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"linear": Linear(), "mlp": Mlp(), "cnn": Cnn(), "transformer": Transformer(), "custom": Custom()},
     "data": {"digits": Digits(), "synthetic": Synthetic(), "npz": Npz(), "mnist": Mnist(), "custom": Custom()},
     "optimizer": {"sgd": Sgd(), "momentum": Momentum(), "adam": Adam()},
-    "schedule": {"free": Schedule()},
+    "schedule": {
+        "free": Schedule(),
+        "search": Search(),
+        "seeded": Seeded(),
+        "replay": Replay(),
+        **{name: Search(name) for name in RECIPES},
+    },
     "workload": {"train": Workload(), **{name: Workload(name) for name in SMALL}, "custom": Custom()},
-    "audit": {"none": Audit("none"), "counters": Audit(), "full": Audit("full")},
+    "audit": {"none": Audit("none"), "counters": Audit(), "full": Audit("full", trace_steps=20)},
     "state": {"safe": State(), "naive": State(*["naive"] * len(fields(State)))},
 }
 

@@ -74,7 +74,7 @@ def config_of(composed: DictConfig) -> Config:
     fields = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     assert isinstance(fields, dict)
     found: dict[str, Any] = {str(key): value for key, value in fields.items()}
-    for group in ("update_mode", "model", "data", "optimizer", "workload"):
+    for group in ("update_mode", "model", "data", "optimizer", "schedule", "workload"):
         _check_name(composed, group)
     return from_dict(found)
 

@@ -16,12 +16,18 @@ from trainer.config import (
     Custom,
     MixedFloat16,
     Npz,
+    Replay,
+    Schedule,
+    Search,
+    Seeded,
     Synthetic,
     Transformer,
     nearest,
 )
 from trainer.holders import refusal
 from trainer.samples import Samples, samples
+from trainer.schedule.replay import cut, hash_of
+from trainer.schedule.tokens import BadToken, parse
 from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
 from trainer.workloads.small import EVERYBODYS, SmallWorkload, heeds, small
@@ -31,6 +37,8 @@ NORMALIZATIONS = ("none", "batch", "sync_batch", "group")
 PRESETS = ("safe", "naive")
 ENABLED_IN = ("main", "replica")
 CAPTURE = ("auto", "always", "never")
+GRANULARITIES = ("variable", "memory")
+SAMPLERS = ("both", "random_walk", "priorities")
 FAIL_ON = ("violated", "anomaly", "inconclusive", "never")
 
 
@@ -49,6 +57,8 @@ def validate(config: Config) -> None:
     _validate_evaluators(config)
     _validate_model(config)
     _validate_data(config)
+    _validate_schedule(config)
+    _validate_trace(config)
     _validate_required(config)
 
 
@@ -86,6 +96,7 @@ def _validate_ranges(config: Config) -> None:
         raise ConfigError(f"train.steps must be below 16777216, where canaries stop counting; got {train.steps}.")
     _at_least("audit.reference_every", audit.reference_every, 1)
     _at_least("audit.reference_mebibytes", audit.reference_mebibytes, 1)
+    _at_least("audit.trace_steps", audit.trace_steps, 0)
     if not 1 <= audit.repeat <= 100:
         raise ConfigError(f"audit.repeat must be between 1 and 100; got {audit.repeat}.")
     if isinstance(config.precision, MixedFloat16):
@@ -300,6 +311,84 @@ def _validate_joint_batch(config: Config, known: Samples) -> None:
                 if num_train >= config.num_replicas
                 else "Try fewer replicas."
             )
+        )
+
+
+def _validate_schedule(config: Config) -> None:
+    """Hold a schedule to its keys' ranges, and to a run that it can have under control."""
+    schedule = config.schedule
+    if isinstance(schedule, Schedule):
+        return
+    name = schedule.name
+    _one_of("schedule.granularity", schedule.granularity, GRANULARITIES)
+    _at_least("schedule.chunks", schedule.chunks, 1)
+    if isinstance(schedule, Search):
+        _at_least("schedule.preemptions", schedule.preemptions, 0)
+        _at_least("schedule.max_operations", schedule.max_operations, 1)
+    if isinstance(schedule, Seeded):
+        _one_of("schedule.sampler", schedule.sampler, SAMPLERS)
+        _at_least("schedule.depth", schedule.depth, 1)
+        _at_least("schedule.orders", schedule.orders, 1)
+        if not 0 <= schedule.seed < 2**31:
+            raise ConfigError(f"schedule.seed must be between 0 and 2147483647; got {schedule.seed}.")
+    if config.audit.name == "none":
+        raise ConfigError(f"schedule={name} needs audit=counters or full: audit=none looks at nothing.")
+    if config.strategy.name == "mirrored" and config.train.capture == "always":
+        raise ConfigError(
+            f"schedule={name} does not go with train.capture=always under strategy=mirrored: replicas cannot take "
+            "turns inside a graph. Leave train.capture out."
+        )
+    if config.strategy.name == "mirrored" and schedule.granularity == "memory":
+        raise ConfigError(
+            "schedule.granularity=memory needs strategy=threads: under mirrored no two replicas write one copy."
+        )
+    if config.audit.repeat > 1 and not isinstance(schedule, Replay):
+        raise ConfigError(
+            f"audit.repeat={config.audit.repeat} does not go with schedule={name}, which makes many runs already. "
+            "Leave audit.repeat out."
+        )
+    if isinstance(schedule, Replay):
+        _validate_token(config, schedule)
+
+
+def _validate_token(config: Config, schedule: Replay) -> None:
+    if not schedule.token:
+        raise ConfigError("schedule=replay needs schedule.token=TOKEN, from the replay line of a verdict.")
+    try:
+        token = parse(schedule.token)
+    except BadToken as error:
+        raise ConfigError(f"schedule.token={schedule.token} {error}.") from None
+    if token.num_replicas != config.num_replicas:
+        raise ConfigError(
+            f"schedule.token is of num_replicas={token.num_replicas}; got num_replicas={config.num_replicas}. "
+            "Repeat the whole replay line."
+        )
+    if token.config != hash_of(config):
+        granularity, chunks = cut(config)
+        cuts = "" if granularity == "variable" else f" in {chunks} chunks"
+        raise ConfigError(
+            f"schedule.token is of another configuration ({token.config}; this is {hash_of(config)}, at "
+            f"schedule.granularity={granularity}{cuts}). Repeat the whole replay line."
+        )
+
+
+def _validate_trace(config: Config) -> None:
+    """Hold a number of steps that was asked for to a run that can be traced."""
+    steps, audit = config.audit.trace_steps, config.audit.name
+    if steps in (0, OPTIONS["audit"][audit].trace_steps):
+        return
+    given = f"audit.trace_steps={steps}"
+    if audit == "none":
+        raise ConfigError(f"{given} needs audit=counters or full: audit=none records nothing.")
+    if not isinstance(config.schedule, Schedule):
+        raise ConfigError(
+            f"{given} does not go with schedule={config.schedule.name}, whose trace.json shows every step. "
+            "Leave it out."
+        )
+    if config.strategy.name != "threads":
+        raise ConfigError(
+            f"{given} needs strategy=threads: under mirrored replicas run inside a graph. Try schedule=seeded, which "
+            "takes steps eagerly and traces them."
         )
 
 

@@ -5,23 +5,43 @@ from __future__ import annotations
 import importlib
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from data import DataError
 from trainer.audit import copies, history
-from trainer.audit.judge import judge
+from trainer.audit.judge import find, judge
+from trainer.audit.orders import Explored
 from trainer.audit.records import Evaluation, ReplicaRecord, RunRecord
-from trainer.audit.verdict import Error, Verdict, save
-from trainer.config import Config, ConfigError, Custom
+from trainer.audit.verdict import Error, ErrorKind, Verdict, save
+from trainer.config import Config, ConfigError, Custom, Replay, Schedule
 from trainer.describe import describe, threads_per_replica
+from trainer.explore import Broken, Explorer
+from trainer.report import trace
 from trainer.report.observer import Observer
+from trainer.schedule.case import Case
+from trainer.schedule.search import Unsteady
+from trainer.schedule.tokens import Diverged
+from trainer.schedule.turnstile import Failed, Stalled
 from trainer.state.layout import EMPTY
 from trainer.state.settings import ASKED_BY, snapshot
 from trainer.stop import Stop
-from trainer.strategies.hosting import RunBroken, Watcher
+from trainer.strategies.hosting import RunBroken, StopFlag, Watcher
 from trainer.workloads.small import small
 
+if TYPE_CHECKING:
+    from trainer.workloads.train import Training
+
 log = logging.getLogger(__name__)
+
+# Strategy -> where its training step is that can be run in one order after another.
+CASES = {
+    "threads": ("trainer.strategies.controlled_threads", "ThreadsCase"),
+    "mirrored": ("trainer.strategies.controlled_mirrored", "MirroredCase"),
+}
 
 
 def run(config: Config, folder: Path, command: str, stop: Stop) -> Verdict:
@@ -31,70 +51,155 @@ def run(config: Config, folder: Path, command: str, stop: Stop) -> Verdict:
     """
     started = time.monotonic()
     with Observer(config, folder) as observer:
-        record = _empty_record(config)
-        outcomes: list[str] = []
-        error = _train(config, record, observer, stop, outcomes)
+        came = _Came(_empty_record(config))
+        _train(config, came, observer, stop)
         if stop.is_set():
-            error = Error("interrupted", stop.reason or "", step=record.steps_done)
+            came.error = Error("interrupted", stop.reason or "", step=came.record.steps_done)
         about = describe(config, command)
-        about["engine"] = record.engine or None
+        about["engine"] = came.record.engine or None
         about["duration_seconds"] = round(time.monotonic() - started, 3)
         if config.audit.name == "full":
-            history.save(record, folder)
-        verdict = judge(config, record, error, about, outcomes)
+            history.save(came.record, folder)
+        if came.record.trace is not None:
+            trace.save(came.record.trace, folder, config.train.steps)
+        verdict = judge(config, came.record, came.error, about, came.outcomes, came.explored)
         save(verdict, folder)
-        observer.finished(record, verdict)
+        observer.finished(came.record, verdict)
     return verdict
 
 
-def _train(config: Config, record: RunRecord, watcher: Watcher, stop: Stop, outcomes: list[str]) -> Error | None:
-    """Train, as often as asked, and fill the record of the first time; what broke the run, if anything did."""
+@dataclass
+class _Came:
+    """What a run has come to.
+
+    Attributes:
+        outcomes: what it and each of its repetitions ended in.
+        explored: what its orders showed, where a schedule has had it run in many.
+    """
+
+    record: RunRecord
+    error: Error | None = None
+    outcomes: list[str] = field(default_factory=list)
+    explored: Explored | None = None
+
+
+def _train(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
+    """Do what the configuration asks for, and note what broke it, if anything did."""
     try:
-        # The framework is imported here and nowhere before; it must be set up before Keras builds anything.
-        strategy = importlib.import_module(f"trainer.strategies.{config.strategy.name}")
-        strategy.prepare(config.num_replicas, record.threads_per_replica)
-
-        if isinstance(config.workload, Custom):
-            from trainer.workloads import own_loop
-
-            own_loop.train(config, record, watcher, stop)
-            return None
-
-        if (own_case := small(config)) is not None:
-            workload = importlib.import_module(f"trainer.workloads.{own_case.module}")
-            record.findings = workload.run(config, record, watcher, stop)
-            return None
-
-        from trainer.workloads.train import Training
-
-        for repetition in range(config.audit.repeat):
-            training = Training(config)
-            own = _empty_record(config) if repetition else record
-            own.layout, own.initial = training.layout, training.initial
-            # With everything built, so that what a user's code has set on the way is asked for.
-            own.settings_asked = {**snapshot(), **ASKED_BY[config.strategy.name]}
-            strategy.train(config, training, own, _Unwatched() if repetition else watcher, stop)
-            if stop.is_set():
-                break
-            outcomes.append(copies.outcome(own))
-    except (ConfigError, DataError) as mistake:
-        return Error("refused", str(mistake))
+        _start(config, came, watcher, stop)
+    except (ConfigError, DataError, Unsteady, Diverged) as mistake:
+        came.error = Error("refused", str(mistake))
     except RunBroken as broken:
-        return Error(broken.kind, broken.message, broken.replica, broken.step)
+        came.error = Error(broken.kind, broken.message, broken.replica, broken.step)
     except Exception as error:
         log.exception("the run broke")
-        return Error("crash", f"{type(error).__name__}: {error}", step=record.steps_done)
-    return None
+        came.error = Error("crash", f"{type(error).__name__}: {error}", step=came.record.steps_done)
+
+
+def _start(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
+    # The framework is imported here and nowhere before; it must be set up before Keras builds anything.
+    strategy = importlib.import_module(f"trainer.strategies.{config.strategy.name}")
+    strategy.prepare(config.num_replicas, came.record.threads_per_replica)
+    if (own_case := small(config)) is not None:
+        workload = importlib.import_module(f"trainer.workloads.{own_case.module}")
+        came.record.findings = workload.run(config, came.record, watcher, stop)
+    elif not isinstance(config.schedule, Schedule):
+        _explore(config, came, watcher, stop)
+    elif isinstance(config.workload, Custom):
+        from trainer.workloads import own_loop
+
+        own_loop.train(config, came.record, watcher, stop)
+    else:
+        _repeat(config, came, watcher, stop, strategy)
+
+
+def _repeat(config: Config, came: _Came, watcher: Watcher, stop: Stop, strategy: ModuleType) -> None:
+    """Train, as often as asked; the record is the first time's."""
+    from trainer.workloads.train import Training
+
+    for repetition in range(config.audit.repeat):
+        training = Training(config)
+        own = _empty_record(config) if repetition else came.record
+        _prepare(config, own, training)
+        strategy.train(config, training, own, UNWATCHED if repetition else watcher, stop)
+        if stop.is_set():
+            break
+        came.outcomes.append(copies.outcome(own))
+
+
+def _prepare(config: Config, record: RunRecord, training: Training) -> None:
+    record.layout, record.initial = training.layout, training.initial
+    # With everything built, so that what a user's code has set on the way is asked for.
+    record.settings_asked = {**snapshot(), **ASKED_BY[config.strategy.name]}
+
+
+def _explore(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
+    """Run one case in one order after another."""
+    explorer = explorer_of(config, stop, watcher.explored)
+    try:
+        for _ in range(config.audit.repeat):
+            came.record = explorer.run()
+            if came.record.copies is not None:
+                came.outcomes.append(copies.outcome(came.record))
+    except Broken as broken:
+        raise _told(broken) from broken.__cause__
+    finally:
+        came.explored = explorer.explored
+        came.record.trace = explorer.trace()
+    watcher.progress(came.record)
+    if isinstance(config.schedule, Replay) and came.record.copies is None:
+        # One order that has been asked for, and cannot be finished: that is a run that broke.
+        raise RunBroken("deadlock", explorer.explored.told_deadlock, step=came.record.steps_done)
+
+
+def explorer_of(
+    config: Config, stop: StopFlag, report: Callable[[Explored, float], None] = lambda explored, share: None
+) -> Explorer:
+    """What runs a configuration in the orders of its schedule. The strategy must be prepared."""
+    case: Case
+    training: Training | None = None
+    if isinstance(config.workload, Custom):
+        from trainer.workloads.own_loop import LoopCase
+
+        case = LoopCase(config)
+    else:
+        from trainer.workloads.train import Training
+
+        training = Training(config)
+        module, name = CASES[config.strategy.name]
+        case = getattr(importlib.import_module(module), name)(config, training, UNWATCHED, stop)
+
+    def new_record() -> RunRecord:
+        record = _empty_record(config)
+        if training is not None:
+            _prepare(config, record, training)
+        return record
+
+    return Explorer(config, case, new_record, lambda record: find(config, record), report, stop)
+
+
+def _told(broken: Broken) -> RunBroken:
+    """What broke, where, and how to see it again."""
+    error = broken.__cause__
+    assert isinstance(error, Failed | Stalled)
+    steps = [event.step for event in broken.order.history.events if event.replica == error.replica]
+    kind: ErrorKind = "deadlock" if isinstance(error, Stalled) else "crash"
+    return RunBroken(kind, f"{error} (schedule=replay schedule.token={broken.token})", error.replica, max([0, *steps]))
 
 
 class _Unwatched:
-    """Watches a repetition: the reports are the first run's."""
+    """Watches a repetition, or one order of many: the reports are the first run's."""
 
     def progress(self, record: RunRecord) -> None: ...
 
     def kept(self, step: int, kept: float, made: int) -> None: ...
 
     def evaluated(self, evaluation: Evaluation) -> None: ...
+
+    def explored(self, explored: Explored, share: float) -> None: ...
+
+
+UNWATCHED = _Unwatched()
 
 
 def _empty_record(config: Config) -> RunRecord:

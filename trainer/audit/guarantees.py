@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainer.config import Custom
+from trainer.config import Custom, Schedule, Search, Seeded
 from trainer.updates.mechanisms import MODES
 from trainer.workloads.small import small
 
@@ -61,8 +61,10 @@ def checkable(config: Config) -> tuple[str, ...]:
         names.append("joint_gradient")
     if config.strategy.name == "mirrored":
         names.append("replicas_identical")
-    if config.audit.repeat > 1:
+    if config.audit.repeat > 1 or isinstance(config.schedule, Search | Seeded):
         names.append("same_bits")
+    if not isinstance(config.schedule, Schedule):
+        names.append("no_deadlock")
     if isinstance(config.workload, Custom):
         return tuple(names)  # a loop of the user's own holds the other state itself
     return (*names, *(name for name in OF_THE_HOLDERS if name not in names))
@@ -73,7 +75,8 @@ HINTS = {
     "joint_gradient": "It needs a mode that joins gradients, and a model whose replicas normalize alike: "
     "update_mode=all_reduce, model.normalization=group.",
     "replicas_identical": "It needs copies to compare: strategy=mirrored.",
-    "same_bits": "It needs runs to compare: audit.repeat=2.",
+    "same_bits": "It needs runs to compare: audit.repeat=2, or schedule=search.",
+    "no_deadlock": "It needs to know who waits for whom: schedule=search.",
 }
 
 

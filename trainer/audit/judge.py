@@ -12,10 +12,12 @@ from trainer.audit import copies, findings, precision_findings, state_findings
 from trainer.audit.findings import Finding
 from trainer.audit.gradients import gradient_rows
 from trainer.audit.guarantees import GUARANTEES, OF_THE_MODE, has_joint_gradient, synchronized
+from trainer.audit.orders import Explored, over_all
 from trainer.audit.records import RunRecord
 from trainer.audit.verdict import Covers, Error, Guarantee, PrecisionRow, Status, Verdict, sum_up
-from trainer.config import Config, Custom
+from trainer.config import Config, Custom, Schedule, Search, Seeded
 from trainer.holders import holder, mechanism
+from trainer.schedule.replay import command
 from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
 from trainer.workloads.small import small
@@ -27,23 +29,30 @@ def judge(
     error: Error | None,
     run: dict[str, Any],
     outcomes: Sequence[str] = (),
+    explored: Explored | None = None,
 ) -> Verdict:
     """The verdict on a run.
 
     Args:
         record: None when the run broke before there was one.
         outcomes: what the run and each of its repetitions ended in (`copies.outcome`).
+        explored: what many orders showed, where the run was made in many; `record` is one of them.
     """
     found: dict[str, Finding] = {}
     precision: list[PrecisionRow] = []
-    if record is not None and error is None and config.audit.name != "none":
+    if explored is not None and record is not None:
+        found, precision = _find_over_all(config, record, explored, run, outcomes)
+    elif record is not None and error is None and config.audit.name != "none":
         if record.findings is not None:
             found = dict(record.findings)
         else:
-            found, precision = _find(config, record)
+            found = find(config, record)
+            _settle(config, found)
             found["same_bits"] = findings.differing_outcomes(outcomes)
+            _, precision = precision_findings.computed_precision(record)
     why = _why_not(config, error)
-    guarantees = [_guarantee(config, name, found.get(name), why) for name in GUARANTEES]
+    covers = explored.covers if explored is not None else _of_one_run(config)
+    guarantees = [_guarantee(config, name, found.get(name), why, covers) for name in GUARANTEES]
     anomalies = [anomaly for finding in found.values() if finding.applies for anomaly in finding.anomalies]
     return Verdict(
         sum_up(error, guarantees, holders.at_risk(config)),
@@ -52,10 +61,29 @@ def judge(
         guarantees,
         anomalies,
         precision,
-        metrics(config, record),
+        metrics(config, record) | _explored_metrics(explored),
         copies.final_digest(record) if record is not None and error is None else None,
-        len(set(outcomes)) if len(outcomes) > 1 else None,
+        _distinct(outcomes, explored),
     )
+
+
+def _explored_metrics(explored: Explored | None) -> dict[str, float | int | None]:
+    """How much was looked at; nothing for a run in one order."""
+    if explored is None:
+        return {}
+    numbers: dict[str, float | int | None] = {"orders": explored.orders, "orders_run": explored.runs}
+    # Of orders drawn at random some are equivalent to others.
+    return numbers | ({"orders_distinct": explored.distinct} if explored.kind == "sampled" else {})
+
+
+def _distinct(outcomes: Sequence[str], explored: Explored | None) -> int | None:
+    if explored is not None and explored.kind != "replayed":
+        return explored.outcomes or None
+    return len(set(outcomes)) if len(outcomes) > 1 else None
+
+
+def _of_one_run(config: Config) -> Covers:
+    return Covers("only_order" if config.strategy.name == "mirrored" else "this_run")
 
 
 def claimed(config: Config) -> frozenset[str]:
@@ -67,14 +95,35 @@ def claimed(config: Config) -> frozenset[str]:
         names -= {"joint_gradient", "same_bits"}  # the mode reduces what the holders leave of the gradients
     if config.strategy.name != "mirrored":
         names -= {"replicas_identical"}  # copies can only differ where there are several
-    if config.audit.repeat == 1:
+    if config.audit.repeat == 1 and not isinstance(config.schedule, Search | Seeded):
         names -= {"same_bits"}  # one run has nothing to compare with, and says nothing about it
+    if not isinstance(config.schedule, Schedule) and config.update_mode.name != "custom":
+        names |= {"no_deadlock"}
     return names
 
 
-def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[PrecisionRow]]:
+def _find_over_all(
+    config: Config, record: RunRecord, explored: Explored, run: dict[str, Any], outcomes: Sequence[str]
+) -> tuple[dict[str, Finding], list[PrecisionRow]]:
+    """What all orders showed, and how precise the one was whose record this is."""
+    same_bits = "same_bits" in claimed(config) | set(config.require)
+
+    def replay(token: str) -> str:
+        return command(str(run.get("command", "python -m trainer")), token, config)
+
+    found = over_all(explored, replay, same_bits=same_bits)
+    if explored.kind == "replayed":
+        found["same_bits"] = findings.differing_outcomes(outcomes)
+    if explored.first:
+        _settle(config, found)
+    precision = precision_findings.computed_precision(record)[1] if record.copies is not None else []
+    return found, precision
+
+
+def find(config: Config, record: RunRecord) -> dict[str, Finding]:
+    """What a run's record tells by itself, by guarantee, whoever claims what."""
     mirrored = config.strategy.name == "mirrored"
-    precision, rows = precision_findings.computed_precision(record)
+    precision, _ = precision_findings.computed_precision(record)
     derived = mechanism(config, "random_numbers") == "derived"
     repeatable = derived or not record.draws
     found = {
@@ -82,9 +131,7 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
         "no_torn_reads": findings.torn_reads(record),
         "atomic_updates": findings.update_order(record, own_copies=mirrored),
         "fresh_gradients": findings.staleness(record),
-        "joint_gradient": findings.joint_gradient(record, config.precision.name)
-        if repeatable
-        else findings.not_checked("the random numbers of a step are gone, so it cannot be computed again"),
+        "joint_gradient": _joint_gradient(config, record, repeatable=repeatable),
         "gradients_unmixed": state_findings.mixed_gradients(record, repeatable=repeatable),
         "replicas_identical": findings.diverged_copies(record)
         if mirrored
@@ -102,6 +149,24 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
             "rng_independent": state_findings.random_numbers(record, derived=derived),
             "samples_once": state_findings.samples_once(record),
         }
+    return found
+
+
+def _joint_gradient(config: Config, record: RunRecord, *, repeatable: bool) -> Finding:
+    if "joint_gradient" in MODES[config.update_mode.name].not_applicable:
+        return Finding("each replica's gradient is applied by itself", applies=False)
+    normalizes_alone = config.num_replicas > 1 and record.layout.of_kind("statistic") and not synchronized(config)
+    if not has_joint_gradient(config) or normalizes_alone:
+        why = "replicas do not normalize the joint batch and nothing else, so that no gradient is the joint batch's"
+        return Finding(why, applies=False)
+    if not repeatable:
+        return findings.not_checked("the random numbers of a step are gone, so it cannot be computed again")
+    return findings.joint_gradient(record, config.precision.name)
+
+
+def _settle(config: Config, found: dict[str, Finding]) -> None:
+    """Name remedies, and take out what the update mode openly gives up."""
+    if not isinstance(config.workload, Custom):
         _name_remedies(config, found)
     mode = MODES[config.update_mode.name]
     for name in (*OF_THE_MODE, "fresh_gradients"):
@@ -111,15 +176,6 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
         if found[name].anomalies:
             found[name].applies = False
             found[name].evidence = f"given up by update_mode={mode.name}: {found[name].evidence}"
-    normalizes_alone = config.num_replicas > 1 and record.layout.of_kind("statistic") and not synchronized(config)
-    if not has_joint_gradient(config) or normalizes_alone:
-        found["joint_gradient"].applies = False
-        found["joint_gradient"].evidence = (
-            "each replica's gradient is applied by itself"
-            if "joint_gradient" in mode.not_applicable
-            else "replicas do not normalize the joint batch and nothing else, so that no gradient is the joint batch's"
-        )
-    return found, rows
 
 
 def _name_remedies(config: Config, found: dict[str, Finding]) -> None:
@@ -136,9 +192,8 @@ def _claimants(config: Config, name: str) -> str:
     return f"update_mode={','.join(modes)} claim{'s' if len(modes) == 1 else ''} {name}" if modes else ""
 
 
-def _guarantee(config: Config, name: str, finding: Finding | None, why: str) -> Guarantee:
+def _guarantee(config: Config, name: str, finding: Finding | None, why: str, covers: Covers) -> Guarantee:
     is_claimed, required = name in claimed(config), name in config.require
-    covers = Covers("only_order" if config.strategy.name == "mirrored" else "this_run")
     if finding is None:
         return Guarantee(name, is_claimed, required, "not_checked", covers, why)
     return Guarantee(name, is_claimed, required, _status(is_claimed or required, finding), covers, finding.evidence)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.audit.spans import Trace
 from trainer.state.layout import Layout
 from trainer.state.settings import Difference
 
@@ -179,6 +180,7 @@ class RunRecord:
         trains: whether replicas train the model: otherwise there are steps that were done and no more in a row.
         findings: guarantee -> what a small workload found about it; None for one whose record tells.
         duration_seconds: from the first step to the last, start-up and capture left out.
+        trace: when replicas did what, of a run that was traced.
     """
 
     layout: Layout
@@ -205,6 +207,7 @@ class RunRecord:
     trains: bool = True
     findings: Mapping[str, Finding] | None = None
     duration_seconds: float = 0.0
+    trace: Trace | None = None
 
     @property
     def num_replicas(self) -> int:

@@ -9,9 +9,10 @@ from typing import Self
 
 from rich.console import Console
 
+from trainer.audit.orders import Explored
 from trainer.audit.records import Evaluation, RunRecord
 from trainer.audit.verdict import Verdict
-from trainer.config import Config
+from trainer.config import Config, Schedule
 from trainer.report import console
 from trainer.report.progress import ProgressBar
 from trainer.report.tensorboard import RunEvents
@@ -49,7 +50,9 @@ class Observer:
         with ExitStack() as closing:
             self._events = RunEvents(config, self._folder)
             closing.callback(self._events.close)
-            self._bar = ProgressBar(self._output, title, config.train.steps)
+            self._bar = ProgressBar(
+                self._output, title, config.train.steps, explores=not isinstance(config.schedule, Schedule)
+            )
             self._bar.start()
             closing.callback(self._bar.stop)
             self._closing = closing.pop_all()
@@ -71,6 +74,9 @@ class Observer:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         self._events.evaluated(evaluation)
+
+    def explored(self, explored: Explored, share: float) -> None:
+        self._bar.explored(explored, share)
 
     def finished(self, record: RunRecord | None, verdict: Verdict) -> None:
         """Write the end of the event file, and the verdict to the console and the log.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from trainer.audit.guarantees import GUARANTEES
+from trainer.audit.orders import Explored
 from trainer.audit.records import RunRecord
 from trainer.report import words
 
@@ -20,19 +22,27 @@ WIDE = 100
 class ProgressBar:
     """One run's bar, from the start of the steps to their end.
 
+    Args:
+        explores: it is to show orders instead of steps.
+
     Thread-safety: none; one thread draws.
     """
 
-    def __init__(self, console: Console, title: str, steps: int) -> None:
+    def __init__(self, console: Console, title: str, steps: int, *, explores: bool = False) -> None:
         self._quiet = not console.is_interactive
+        self._steps, self._explores = steps, explores
         wide = console.width >= WIDE
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+        of_steps = (
             MofNCompleteColumn(),
             *([TextColumn("steps")] if wide else []),
             TextColumn("{task.fields[speed]} micro-steps/s"),
             TextColumn("loss {task.fields[loss]}"),
+        )
+        of_orders = (TaskProgressColumn(), TextColumn("{task.fields[speed]}"))
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            *(of_orders if explores else of_steps),
             *([TimeRemainingColumn()] if wide else []),
             console=console,
             auto_refresh=False,
@@ -52,7 +62,7 @@ class ProgressBar:
 
     def update(self, record: RunRecord, *, last: bool = False) -> None:
         """Draw where the run stands, if it is time to or for the `last` time."""
-        if self._quiet:
+        if self._quiet or self._explores:
             return
         now, done = time.monotonic(), record.micro_steps_done
         if done > self._newest[1]:
@@ -61,6 +71,14 @@ class ProgressBar:
         if now - self._drawn_at >= SECONDS_BETWEEN_DRAWINGS or last:
             self._drawn_at = now
             self._draw(record)
+
+    def explored(self, explored: Explored, share: float) -> None:
+        """Draw how far a search is, by its own estimate."""
+        if not self._quiet:
+            broken = sum(name in GUARANTEES for name in explored.counts)
+            told = f"{explored.orders:,} orders in {explored.runs:,} runs, {broken} guarantees broken"
+            self._progress.update(self._task, completed=share * self._steps, speed=told)
+            self._progress.refresh()
 
     def stop(self) -> None:
         """Leave the bar as it stands."""

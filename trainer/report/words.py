@@ -44,6 +44,8 @@ def covered(guarantee: Guarantee) -> str:
 def covers(what: Covers) -> str:
     match what.kind:
         case "this_run":
+            if what.orders is not None:
+                return f"{_some(what.orders, 'order')}; others not tried"
             return "this run; other orders not tried"
         case "only_order":
             return "the only order"
@@ -119,7 +121,10 @@ def measured(verdict: Verdict) -> str:
     mean, largest = metrics.get("staleness_mean"), metrics.get("staleness_max")
     kept, speed = metrics.get("updates_kept"), metrics.get("micro_steps_per_second")
     of_all = number(steps) if done == steps else share(done, steps)
+    orders, ran = metrics.get("orders"), metrics.get("orders_run")
+    equivalent = "" if orders == ran else f" ({number(ran)} were run, to one of which each other is equivalent)"
     parts: list[tuple[object, str]] = [
+        (orders, f"{_some(orders, 'order')}{equivalent}"),
         (steps, f"{_some(run.get('num_replicas'), 'replica')} x {of_all} steps"),
         *((metrics.get(name), f"{name} {number(metrics.get(name))}") for name in ("loss", "accuracy")),
         (kept, f"updates kept {share(kept, metrics.get('updates_expected'))}"),

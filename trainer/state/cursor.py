@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from trainer.schedule.operations import CURSOR, READ, WRITE
+from trainer.schedule.point import point
+
 Batch = TypeVar("Batch")
 Given = TypeVar("Given", covariant=True)
 
@@ -39,7 +42,9 @@ class SharedIterator(Generic[Batch]):
         self._next = 0
 
     def take(self, replica_id: int, step: int) -> tuple[int, Batch]:
+        point(READ, "cursor", of=CURSOR)
         number = self._next
         batch = self._fetch(number % self._num_batches)
+        point(WRITE, "cursor", of=CURSOR, value=number)
         self._next = number + 1
         return number, batch

@@ -8,10 +8,13 @@ Source: the guard of Sonnet's `mixed_precision.modes`, a flag for functions and 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+from trainer.schedule.locks import Lock
+from trainer.schedule.operations import FLAG, READ, WRITE
+from trainer.schedule.point import point
 
 
 class FirstCall(Protocol):
@@ -37,15 +40,18 @@ class DoubleChecked:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock("first call lock")
         self._done = False
 
     @contextmanager
     def call(self) -> Iterator[bool]:
+        point(READ, "first call", of=FLAG)
         if not self._done:
             with self._lock:
+                point(READ, "first call", of=FLAG)
                 if not self._done:
                     yield True
+                    point(WRITE, "first call", of=FLAG)
                     self._done = True
                     return
         yield False
@@ -59,10 +65,12 @@ class Flag:
 
     @contextmanager
     def call(self) -> Iterator[bool]:
+        point(READ, "first call", of=FLAG)
         if self._done:
             yield False
             return
         yield True
+        point(WRITE, "first call", of=FLAG)
         self._done = True
 
 
@@ -75,10 +83,12 @@ class InstanceSet:
 
     @contextmanager
     def call(self) -> Iterator[bool]:
+        point(READ, "first call", of=FLAG)
         if id(self._instance) in self._seen:
             yield False
             return
         yield True
+        point(WRITE, "first call", of=FLAG)
         self._seen.add(id(self._instance))
 
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from trainer.schedule.operations import BUFFER, READ, UPDATE, WRITE
+from trainer.schedule.point import point
 from trainer.state.layout import Layout
 
 LossOf = Callable[[list[Tensor]], tuple[Tensor, Any]]
@@ -63,9 +65,12 @@ class SharedGrad:
                 # Called with the leaf's own gradient, before autograd adds it to .grad.
                 leaf.register_hook(lambda own, index=index: caught.update({index: own.clone()}))  # type: ignore[no-untyped-call]
                 leaf.grad = grad
+            point(WRITE, ".grad", of=BUFFER)
             self._buffer.zero_()  # optimizer.zero_grad(set_to_none=False)
             loss, rest = loss_of(leaves)
+            point(UPDATE, ".grad", of=BUFFER)
             loss.backward()  # type: ignore[no-untyped-call]
+        point(READ, ".grad", of=BUFFER)
         read = [grad.clone() for grad in self._grads]
         zeros = (torch.zeros_like(grad) for grad in read)
         self._own.mixed = not all(
@@ -76,9 +81,12 @@ class SharedGrad:
 
     def put(self, contribution: Tensor) -> Tensor:
         own = contribution.clone()
+        point(WRITE, ".grad", of=BUFFER)
         self._buffer.zero_()
+        point(UPDATE, ".grad", of=BUFFER)
         for span in self._spans:  # values only: canaries are no gradients
             self._buffer[span].add_(own[span])
+        point(READ, ".grad", of=BUFFER)
         for span in self._spans:
             contribution[span] = self._buffer[span]
         self._own.mixed = not torch.equal(contribution, own)

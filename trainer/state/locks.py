@@ -11,6 +11,8 @@ from __future__ import annotations
 import threading
 from typing import ClassVar, Literal, Protocol, Self
 
+from trainer.schedule.locks import RLock
+
 Access = Literal["read", "upgrade", "write"]
 
 
@@ -91,7 +93,7 @@ class ExclusiveLock:
 
     def __init__(self, name: str = "the lock") -> None:
         self.name = name
-        self.core = threading.RLock()
+        self.core = RLock(name)  # the schedule's own where there is one
         self.depth = 0  # sections that the holder is inside of
 
     @property

@@ -2,6 +2,8 @@
 
 Layers ask `current()` each time they are called (`trainer/workloads/policy.py`). A holder differs from the others in
 what `scope` writes and in what a replica's thread is handed. Safe and unsafe ones stand side by side.
+
+What threads share is announced just before it is read or written (`trainer/schedule/point.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
+from trainer.schedule.locks import unmodelled
+from trainer.schedule.operations import MODE, READ, UPDATE, WRITE
+from trainer.schedule.point import point
 from trainer.state.synchronized import Synchronized
 
 # Calls a function in a replica's thread, with what was handed over to the replica.
@@ -27,6 +32,9 @@ class PrecisionHolder(Protocol):
 
     def hand_over(self) -> Runner:
         """What a replica takes from whoever starts it: called by the starter, once for each replica."""
+
+    def clear(self) -> None:
+        """As if nobody had turned a mode on, in the calling thread and wherever what it holds is seen."""
 
 
 def _plainly(function: Callable[[], Any]) -> Any:
@@ -44,6 +52,9 @@ class Explicit:
 
     def hand_over(self) -> Runner:
         return _plainly
+
+    def clear(self) -> None:
+        """There is nothing to clear."""
 
 
 class Inherited:
@@ -69,6 +80,9 @@ class Inherited:
     def hand_over(self) -> Runner:
         return contextvars.copy_context().run  # one copy each: no two replicas can be inside the same one
 
+    def clear(self) -> None:
+        self._mode.set(None)
+
 
 class ThreadLocal:
     """Safe where each replica turns its mode on itself; else unsafe: a new thread has none."""
@@ -91,6 +105,9 @@ class ThreadLocal:
     def hand_over(self) -> Runner:
         return _plainly
 
+    def clear(self) -> None:
+        self._held.__dict__.clear()  # the calling thread's
+
 
 class ProcessGlobal:
     """Unsafe: one mode for all threads. Whoever leaves its scope first puts back what was there before *it* came."""
@@ -99,40 +116,57 @@ class ProcessGlobal:
         self._mode: str | None = None
 
     def current(self) -> str | None:
+        point(READ, "precision mode", of=MODE)
         return self._mode
 
     @contextmanager
     def scope(self, dtype: str) -> Iterator[None]:
-        before = self._mode
-        self._mode = dtype
+        before = self.current()
+        self._set(dtype)
         try:
             yield
         finally:
-            self._mode = before
+            self._set(before)
 
     def hand_over(self) -> Runner:
         return _plainly
+
+    def clear(self) -> None:
+        self._set(None)
+
+    def _set(self, dtype: str | None) -> None:
+        point(WRITE, "precision mode", of=MODE, value=dtype or "none")
+        self._mode = dtype
 
 
 class LockedGlobal:
     """Unsafe: as `ProcessGlobal`. The lock keeps each get and set whole, but not the scope from set to restore."""
 
     def __init__(self) -> None:
-        self._mode: Synchronized[str | None] = Synchronized(None, name="precision mode")
+        with unmodelled():  # its lock is never held at an announcement
+            self._mode: Synchronized[str | None] = Synchronized(None, name="precision mode")
 
     def current(self) -> str | None:
+        point(READ, "precision mode", of=MODE)
         return self._mode.with_lock(lambda mode: mode)
 
     @contextmanager
     def scope(self, dtype: str) -> Iterator[None]:
-        before = self._mode.exchange(dtype)
+        before = self._exchange(dtype)
         try:
             yield
         finally:
-            self._mode.exchange(before)
+            self._exchange(before)
 
     def hand_over(self) -> Runner:
         return _plainly
+
+    def clear(self) -> None:
+        self._exchange(None)
+
+    def _exchange(self, dtype: str | None) -> str | None:
+        point(UPDATE, "precision mode", of=MODE, value=dtype or "none")  # whole: nothing comes between get and set
+        return self._mode.exchange(dtype)
 
 
 PRECISION_HOLDERS: dict[str, Callable[[], PrecisionHolder]] = {

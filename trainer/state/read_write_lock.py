@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from threading import get_ident
 from types import TracebackType
 from typing import ClassVar
 
+from trainer.schedule.locks import Lock
 from trainer.state.locks import Access, AlreadyHeld, LockTimeout, NoSuchAccess, wait_limit
 
 
@@ -20,7 +20,7 @@ class _Waiter:
         self.thread = thread
         self.access = access
         self.inside = False
-        self.woken = threading.Lock()
+        self.woken = Lock("turn at a lock")
         self.woken.acquire()  # released once, by whoever lets it in
 
 
@@ -49,7 +49,7 @@ class ReadWriteLock:
 
     def __init__(self, name: str = "the lock") -> None:
         self.name = name
-        self._guard = threading.Lock()  # over all that follows; held for a few lines, never while waiting
+        self._guard = Lock(f"guard of {name}")  # over all that follows; held for a few lines, never while waiting
         self._readers: set[int] = set()
         self._sole = 0
         self._writing = False

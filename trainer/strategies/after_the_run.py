@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,94 +17,107 @@ if TYPE_CHECKING:
     from trainer.strategies.mirrored import Mirrored
 
 Tensor = Any
+Recompute = Callable[[Reference], Floats]
 
 
-def complete(run: Mirrored) -> None:
-    """Fill in what the record of an audited run still lacks.
+class AfterTheRun:
+    """Fills in what the record of an audited run still lacks.
 
-    The shared variables are written over: the run is done and its copies are kept.
+    The shared variables are written over: the run is done and its copies are kept. What was computed again is kept as
+    long as the same is asked for: under a schedule one run after another comes to the same steps.
     """
-    _expect(run)
-    _complete_references(run)
-    _look_again(run)
 
+    def __init__(self, run: Mirrored) -> None:
+        self._run = run
+        self._joint_step = tf.function(self._take_joint_step, autograph=False)
+        self._again: dict[int, tuple[Any, list[Floats]]] = {}
+        self._joint: dict[tuple[int, int], tuple[Any, Floats]] = {}
+        # Synchronized normalization adds up over devices in their order, which a change of places would change. And
+        # where replicas were asked for different things, or may have got them, the place decides what is computed.
+        config = run.config
+        alike = getattr(config.model, "normalization", "none") != "sync_batch" and not config.train.evaluators
+        moved = 1 if alike and self.is_order_free else 0
+        self._roles = [(own - moved) % run.num_replicas for own in range(run.num_replicas)]
 
-def _expect(run: Mirrored) -> None:
-    """Put down what the audit holds batches and random numbers to."""
-    expect(run.record, run.training)
-    if run.captures and not run.training.explicit:
-        modes = ", ".join(f"replica {own} {_mode(notes[-1])}" for own, notes in enumerate(run.noted))
-        run.record.frozen = f"the graph keeps what was in force while it was traced ({modes})"
+    @property
+    def is_order_free(self) -> bool:
+        """Whether what a replica computes at a snapshot depends on nothing that other replicas do meanwhile."""
+        return all(holder(self._run.config, key).safe == "always" for key in ("precision", "first_call"))
 
+    def complete(self, recompute: Recompute | None = None) -> None:
+        """Put down what the audit holds batches, random numbers and gradients to.
 
-def _look_again(run: Mirrored) -> None:
-    """Compare the settings that a replica's thread has after the last step: it runs its Python code once more."""
+        Args:
+            recompute: computes a reference's contribution again, where the step alone does not say what it was.
+        """
+        run = self._run
+        expect(run.record, run.training)
+        if run.captures and not run.training.explicit:
+            modes = ", ".join(f"replica {own} {_mode(notes[-1])}" for own, notes in enumerate(run.noted))
+            run.record.frozen = f"the graph keeps what was in force while it was traced ({modes})"
+        if not run.training.draws or run.training.derived:  # else the numbers that the steps drew are gone
+            complete_references(run.record, recompute or self._in_the_neighbours_place(), self._joint_gradient)
 
-    def look() -> None:
-        own = replica_id()
-        run.runners[own](lambda: compare_settings(run.record, own))
+    def look_again(self) -> None:
+        """Compare the settings that a replica's thread has after the last step: it runs its Python code once more."""
+        run = self._run
 
-    run.strategy.run(look)
+        def look() -> None:
+            own = replica_id()
+            run.runners[own](lambda: compare_settings(run.record, own))
 
+        run.strategy.run(look)
 
-def _complete_references(run: Mirrored) -> None:
-    """Run each kept step again, every replica in its neighbour's place, and the joint batch at each snapshot."""
-    if run.training.draws and not run.training.derived:
-        return  # the numbers that the step drew are gone
-    # Synchronized normalization adds up over devices in their order, which a change of places would change. And
-    # where replicas were asked for different things, or may have got them, the place decides what is computed.
-    config = run.config
-    alike = getattr(config.model, "normalization", "none") != "sync_batch" and not config.train.evaluators
-    safe = all(holder(config, key).safe == "always" for key in ("precision", "first_call"))
-    moved = 1 if alike and safe else 0
-    roles = [(own - moved) % run.num_replicas for own in range(run.num_replicas)]
-    again: dict[int, Any] = {}
-    joint_step = tf.function(lambda *inputs: _joint_step(run, *inputs), autograph=False)
-    snapshots = {(reference.step, reference.replica_id): reference.snapshot for reference in run.record.references}
+    def _in_the_neighbours_place(self) -> Recompute:
+        """Runs each kept step again, every replica in its neighbour's place where that changes nothing."""
+        snapshots = {(each.step, each.replica_id): each.snapshot for each in self._run.record.references}
 
-    def recompute(reference: Reference) -> Floats:
-        step = reference.step
-        if step not in again:
-            for own, role in enumerate(roles):
-                # An evaluator keeps no reference; what it computes here is not looked at.
-                snapshot = snapshots.get((step, role), reference.snapshot)
-                _put(run, run.flat, own, np.pad(snapshot, (0, run.layout.size - run.layout.read_size)))
-                if run.position is not None:
-                    _put(run, run.position, own, np.int32(reference.batch))
-            again[step] = run.call(step, step + 1, roles)
-        contribution: Floats = again[step][roles.index(reference.replica_id)].contribution
+        def recompute(reference: Reference) -> Floats:
+            # An evaluator keeps no reference; what it computes here is not looked at.
+            given = [snapshots.get((reference.step, role), reference.snapshot) for role in self._roles]
+            return self._take_again(reference, given)[self._roles.index(reference.replica_id)]
+
+        return recompute
+
+    def _take_again(self, reference: Reference, given: list[Floats]) -> list[Floats]:
+        """Every replica's contribution at the reference's step from the snapshots given, by place."""
+        run, step = self._run, reference.step
+        key = (reference.batch if run.position is not None else 0, [snapshot.tobytes() for snapshot in given])
+        if step not in self._again or self._again[step][0] != key:
+            for own, snapshot in enumerate(given):
+                padded = np.pad(snapshot, (0, run.layout.size - run.layout.read_size))
+                run.put_in_copy(run.flat, own, padded)
+            if run.position is not None:
+                run.put(run.position, np.int32(reference.batch))
+            results = run.call(step, step + 1, self._roles)
+            self._again[step] = key, [result.contribution for result in results]
+        return self._again[step][1]
+
+    def _joint_gradient(self, reference: Reference) -> Floats:
+        """The gradient of the batches that the training replicas used at the reference's step, taken as one."""
+        run, step, at = self._run, reference.step, (reference.step, reference.replica_id)
+        samples = joint_samples(run.record, run.training, step)
+        key = (samples.tobytes(), reference.snapshot.tobytes())
+        if at not in self._joint or self._joint[at][0] != key:
+            with turned_on(run.training):  # again, in case that a replica has turned it off
+                vector = self._joint_step(tf.constant(reference.snapshot), tf.constant(samples), tf.constant(step))
+            self._joint[at] = key, vector.numpy()
+        return self._joint[at][1]
+
+    def _take_joint_step(self, prefix: Tensor, samples: Tensor, step: Tensor) -> Tensor:
+        run = self._run
+        contribution, _ = run.training.step(
+            gradients_by_tape,
+            prefix,
+            run.templates[0],
+            tf.gather(run.train_x, samples),
+            tf.gather(run.train_y, samples),
+            samples,
+            step,
+            tf.range(tf.size(samples)),
+            compute_dtype=run.training.asked[0],
+        )
         return contribution
-
-    complete_references(run.record, recompute, lambda reference: _joint_gradient(run, joint_step, reference))
-
-
-def _put(run: Mirrored, variable: Any, own: int, value: Any) -> None:
-    run.strategy.experimental_local_results(variable)[own].assign(value)
-
-
-def _joint_gradient(run: Mirrored, joint_step: Any, reference: Reference) -> Floats:
-    """The gradient of the batches that the training replicas used at the reference's step, taken as one."""
-    samples = joint_samples(run.record, run.training, reference.step)
-    with turned_on(run.training):  # again, in case that a replica has turned it off
-        vector: Floats = joint_step(
-            tf.constant(reference.snapshot), tf.constant(samples), tf.constant(reference.step)
-        ).numpy()
-    return vector
-
-
-def _joint_step(run: Mirrored, prefix: Tensor, samples: Tensor, step: Tensor) -> Tensor:
-    contribution, _ = run.training.step(
-        gradients_by_tape,
-        prefix,
-        run.templates[0],
-        tf.gather(run.train_x, samples),
-        tf.gather(run.train_y, samples),
-        samples,
-        step,
-        tf.range(tf.size(samples)),
-        compute_dtype=run.training.asked[0],
-    )
-    return contribution
 
 
 def _mode(noted: Noted) -> str:

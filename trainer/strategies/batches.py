@@ -16,11 +16,15 @@ PLAN_STEPS = 512  # steps that a replica holds at a time
 class PlannedBatches:
     """The batch plan by number, looked up for many steps at a time.
 
+    Args:
+        steps: those that there are; no further ones are looked up.
+
     Thread-safety: replicas may ask at once; each keeps the stretch that it is in for itself.
     """
 
-    def __init__(self, plan: BatchPlan) -> None:
+    def __init__(self, plan: BatchPlan, steps: int) -> None:
         self._plan = plan
+        self._steps = steps
         self._held = threading.local()
 
     def fetch(self, number: int) -> Tensor:
@@ -28,7 +32,7 @@ class PlannedBatches:
         step, own = divmod(number, self._plan.num_replicas)
         first = step - step % PLAN_STEPS
         if getattr(self._held, "stretch", None) != (first, own):
-            found = self._plan.indices(first, first + PLAN_STEPS)[:, own].astype(np.int64)
+            found = self._plan.indices(first, min(first + PLAN_STEPS, self._steps))[:, own].astype(np.int64)
             self._held.stretch, self._held.batches = (first, own), torch.from_numpy(found).unbind()
         batches: tuple[Tensor, ...] = self._held.batches
         return batches[step - first]

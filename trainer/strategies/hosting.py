@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.plan import BatchPlan
+from trainer.audit.orders import Explored
 from trainer.audit.records import Evaluation, Floats, Noted, Reference, RunRecord
 from trainer.audit.verdict import ErrorKind
 from trainer.config import Config
@@ -33,6 +34,9 @@ class Watcher(Protocol):
         """Updates that the canaries of the shared variables show, of those committed so far, at about `step`."""
 
     def evaluated(self, evaluation: Evaluation) -> None: ...
+
+    def explored(self, explored: Explored, share: float) -> None:
+        """What the orders that were run have shown so far, and an estimate, 0 to 1, of how much of it all that is."""
 
 
 class StopFlag(Protocol):

@@ -7,6 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainer.schedule.operations import BARRIER, LOCK, VARIABLE
+from trainer.schedule.point import listener, point
+
 Tensor = Any
 
 
@@ -23,3 +26,17 @@ def gradients_by_tape(
         tape.watch(weights)
         loss, rest = loss_of(weights)
     return loss, rest, tape.gradient(loss, weights)
+
+
+def point_in_copy(kind: str, name: str, *, of: str = VARIABLE) -> None:
+    """Announce an operation on the calling replica's own copy of a variable. Costs nothing where nobody listens."""
+    heard = listener()
+    if heard is not None:
+        point(kind, f"{heard[1]}:{name}", of=of)
+
+
+def barrier(name: str) -> None:
+    """Under a schedule, come together with all other replicas; nothing where nobody listens."""
+    heard = listener()
+    if heard is not None:
+        point(BARRIER, name, of=LOCK, value=heard[0].order.num_replicas)

@@ -1,14 +1,15 @@
 """`strategy=mirrored`: replicas of TensorFlow's MirroredStrategy, each with its own copy of one flat variable.
 
-MirroredStrategy runs replicas one at a time at the Python level, so each mode has one order only; the captured graphs
-run side by side. Several steps are one call: the loop is in the graph, and each call ends where the host has something
-to do (a gradient reference, an evaluation, a look at the clock).
+MirroredStrategy runs replicas one at a time at the Python level, so each mode has one order only, unless a schedule has
+them take turns (`controlled_mirrored.py`); the captured graphs run side by side. Several steps are one call: the loop
+is in the graph, and each call ends where the host has something to do (a gradient reference, an evaluation, a look at
+the clock).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,9 @@ from trainer.audit.recorder import Recorder
 from trainer.audit.records import DTYPES, Floats, Noted, Reference, RunRecord, code
 from trainer.config import Config
 from trainer.holders import captures, mechanism
-from trainer.strategies import after_the_run
+from trainer.schedule.operations import BEGIN, COMPUTE, CURSOR, GENERATOR, READ, UPDATE, WRITE
+from trainer.schedule.point import mark, point
+from trainer.strategies.after_the_run import AfterTheRun
 from trainer.strategies.deltas import Deltas
 from trainer.strategies.hosting import (
     StopFlag,
@@ -29,7 +32,7 @@ from trainer.strategies.hosting import (
     reference_steps,
     turned_on,
 )
-from trainer.strategies.in_replica import gradients_by_tape, replica_id
+from trainer.strategies.in_replica import barrier, gradients_by_tape, point_in_copy, replica_id
 from trainer.strategies.reduction import DirectReduction
 from trainer.updates.mirrored import ASSIGNMENTS
 from trainer.workloads.train import Training
@@ -39,10 +42,11 @@ FIRST_STEPS = 4
 # What ends a replica's row: updates that its copy showed in its first variable when it was read, how many more when it
 # was written, and where the cursor stood.
 COUNTS = ("read_version", "staleness", "position")
+SHARED = "shared"  # the flat variable's name
 Tensor = Any
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
     """One replica's results of a call: the rows of all steps, the last step's vectors, with `audit=full` the sums."""
 
     rows: Floats
@@ -99,7 +103,7 @@ class Mirrored:
         self.strategy = tf.distribute.MirroredStrategy(_devices(self.num_replicas), cross_device_ops=DirectReduction())
         with self.strategy.scope():
             self.flat = tf.Variable(
-                training.initial, aggregation=tf.VariableAggregation[self.assignment.aggregation], name="shared"
+                training.initial, aggregation=tf.VariableAggregation[self.assignment.aggregation], name=SHARED
             )
             # Unsafe, both: a variable made in the strategy's scope has a copy on each device, and each replica moves
             # its own, so that all replicas draw the same numbers and take the same batches.
@@ -109,9 +113,6 @@ class Mirrored:
         if self.shares_iterator:
             planned = training.batches.indices(0, config.train.steps)
             self.table = tf.constant(planned.reshape(-1, training.batch_size)[: config.train.steps])
-        self.runners = [training.precision.hand_over() for _ in range(self.num_replicas)]
-        # What each replica's Python code noted each time that it ran: at every step, or once, while it was traced.
-        self.noted: list[list[Noted]] = [[] for _ in range(self.num_replicas)]
         self.train_x = tf.constant(training.dataset.train_x)
         self.train_y = tf.constant(training.dataset.train_y)
         self.templates = tf.constant(
@@ -128,7 +129,32 @@ class Mirrored:
         if self.captures:
             self.take_steps = tf.function(self._take_steps, autograph=False, input_signature=[plan, scalar, roles])
         self.predict = tf.function(training.predict, autograph=False)
-        record.engine = "tf.function" if self.captures else "eager"
+        self.after_the_run = AfterTheRun(self)
+        self._make_ready()
+
+    def begin_again(self, record: RunRecord) -> None:
+        """Forget what was trained, and train into another record."""
+        self.record = record
+        self.put(self.flat, self.training.initial)
+        if self.generator is not None:
+            self.put(self.generator, [self.training.seed, 0])
+        if self.position is not None:
+            self.put(self.position, 0)
+        self._make_ready()
+
+    def _make_ready(self) -> None:
+        self.record.engine = "tf.function" if self.captures else "eager"
+        self.runners = [self.training.precision.hand_over() for _ in range(self.num_replicas)]
+        # What each replica's Python code noted each time that it ran: at every step, or once, while it was traced.
+        self.noted: list[list[Noted]] = [[] for _ in range(self.num_replicas)]
+
+    def put(self, variable: Any, value: Any) -> None:
+        """Set every copy of a variable."""
+        for own in range(self.num_replicas):
+            self.put_in_copy(variable, own, value)
+
+    def put_in_copy(self, variable: Any, own: int, value: Any) -> None:
+        self.strategy.experimental_local_results(variable)[own].assign(value)
 
     @property
     def shares_iterator(self) -> bool:
@@ -136,9 +162,9 @@ class Mirrored:
 
     def run(self) -> None:
         steps = self.config.train.steps
-        recorders = [Recorder(replica, self.training.row, self.layout) for replica in self.record.replicas]
+        recorders = self.recorders()
         kept_steps, self.record.references_skipped = reference_steps(self.config, self.layout)
-        self._make_first_call()
+        self.make_first_call()
         first, length, started = 0, FIRST_STEPS, time.perf_counter()
         while first < steps and not self.stop.is_set():
             last = self._next_stop(first, first + length, kept_steps)
@@ -146,20 +172,21 @@ class Mirrored:
             results = self.call(first, last)
             seconds = max(time.perf_counter() - called, 1e-6)
             length = max(1, min(2 * length, int((last - first) * CALL_SECONDS / seconds)))
-            for own, (recorder, result) in enumerate(zip(recorders, results, strict=True)):
-                recorder.extend(result.rows[:, : -len(COUNTS)], self._notes(own, first, result.rows))
-            self._add_up(results)
+            for recorder, result in zip(recorders, results, strict=True):
+                self.read_off(recorder, first, result.rows)
+            self.add_up(results)
             if last - 1 in kept_steps:
-                self._keep_references(last - 1, results)
+                self.keep_references(last - 1, results, [noted[-1] for noted in self.noted])
             self.record.duration_seconds = time.perf_counter() - started
             self._report(last)
             first = last
-        self.record.copies = self._copies()
+        self.record.copies = self.copies()
         if self.stop.is_set():
             return
         self._evaluate(steps)
         if self.training.audited:
-            after_the_run.complete(self)
+            self.after_the_run.complete()
+            self.after_the_run.look_again()
 
     def _next_stop(self, first: int, last: int, kept_steps: frozenset[int]) -> int:
         """Where a call that begins at `first` ends: by `last`, after a reference, or before an evaluation."""
@@ -170,20 +197,23 @@ class Mirrored:
 
     # What a replica does: traced once and run by TensorFlow, or with train.capture=never by Python at every step.
 
-    def _replica_step(self, plan: Tensor, step: Tensor, roles: Tensor) -> tuple[Tensor, ...]:
+    def replica_step(self, plan: Tensor, step: Tensor, roles: Tensor) -> tuple[Tensor, ...]:
         own = replica_id()
         outcome: tuple[Tensor, ...] = self.runners[own](lambda: self._own_step(own, plan, step, roles))
         return outcome
 
     def _own_step(self, own: int, plan: Tensor, step: Tensor, roles: Tensor) -> tuple[Tensor, ...]:
         context, training = tf.distribute.get_replica_context(), self.training
+        mark(BEGIN)
         if not self.noted[own]:
             compare_settings(self.record, own)
         role = tf.gather(roles, own)
         at, samples = self._taken(plan, step, role)
+        point_in_copy(READ, SHARED)
         before = self.flat.read_value()
         prefix = before[: self.layout.read_size]
         entry = training.precision.current()
+        mark(COMPUTE)
         with training.first_call.call() as first:
             asked = "float32" if first else training.asked[own]
             contribution, row = training.step(
@@ -207,31 +237,51 @@ class Mirrored:
         if self.reduces_statistics:
             region = contribution[self.layout.regions["statistics"]]
             averaged = context.all_reduce(tf.distribute.ReduceOp.SUM, region)
+        point_in_copy(READ, SHARED)
         base = self.flat.read_value()
         seen, now = (tf.gather(vector, self.first_canaries) for vector in (before, base))
         counts = tf.stack([tf.reduce_sum(seen), tf.reduce_sum(now - seen), tf.cast(at, tf.float32)])
         delta = self.deltas.full(total, contribution, averaged, base)
-        if self.assignment.reassigned:
-            self.flat.assign(base + delta)
-        else:
-            self.flat.assign_add(delta)
+        self._assign(own, base, delta)
         outcome: tuple[Tensor, ...] = (tf.concat([row, counts], 0), prefix, contribution, total)
         if self.full:
             outcome += (tf.cast(tf.stack([delta, tf.abs(base + delta)]), tf.float64),)
         return outcome
 
+    def _assign(self, own: int, base: Tensor, delta: Tensor) -> None:
+        """Write to the copies: each replica to its own, or TensorFlow to all at once when all have come."""
+        if self.assignment.aggregation != "NONE":
+            # So that nobody reads a copy after its change was announced and before it is made.
+            barrier("assign")
+        for copy in self._written_by(own):
+            point(WRITE if self.assignment.reassigned else UPDATE, f"{copy}:{SHARED}")
+        if self.assignment.reassigned:
+            self.flat.assign(base + delta)
+        else:
+            self.flat.assign_add(delta)
+
+    def _written_by(self, own: int) -> Iterable[int]:
+        """The copies that what this replica assigns gets to."""
+        if self.assignment.aggregation == "ONLY_FIRST_REPLICA":
+            return range(0 if own else self.num_replicas)
+        return [own]
+
     def _taken(self, plan: Tensor, step: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
         """Where the cursor stood, and the samples that it gave: int32 [batch]."""
         if self.position is None:
             return step, tf.gather(plan, role)
+        point_in_copy(READ, "cursor", of=CURSOR)
         at = self.position.read_value()
+        point_in_copy(UPDATE, "cursor", of=CURSOR)
         self.position.assign_add(1)
         return at, tf.gather(self.table, at)
 
     def _draw(self, shape: tuple[int, int]) -> Tensor:
         """32-bit words as Keras' random layers draw: from a seed that is a variable, and counts the draws."""
         assert self.generator is not None
+        point_in_copy(READ, "generator", of=GENERATOR)
         seed = self.generator.read_value()
+        point_in_copy(UPDATE, "generator", of=GENERATOR)
         self.generator.assign_add([0, 1])
         return tf.cast(tf.random.stateless_uniform(shape, seed, None, None, tf.uint32), tf.int64)
 
@@ -249,7 +299,7 @@ class Mirrored:
         sums = tuple(tf.zeros([2, self.layout.size], tf.float64) for _ in range(self.num_replicas if self.full else 0))
 
         def body(done: Tensor, rows: Any, vectors: Any, sums: Any) -> Any:
-            outcome = self.strategy.run(self._replica_step, args=(plan[done], first + done, roles))
+            outcome = self.strategy.run(self.replica_step, args=(plan[done], first + done, roles))
             parts = [self.strategy.experimental_local_results(part) for part in outcome]
             rows = tuple(array.write(done, row) for array, row in zip(rows, parts[0], strict=True))
             if self.full:
@@ -269,7 +319,7 @@ class Mirrored:
         rows: list[list[Tensor]] = [[] for _ in range(self.num_replicas)]
         outcomes: list[list[Tensor]] = [[] for _ in rows]
         for done in range(len(plan)):
-            outcome = self.strategy.run(self._replica_step, args=(plan[done], first + done, roles))
+            outcome = self.strategy.run(self.replica_step, args=(plan[done], first + done, roles))
             parts = [self.strategy.experimental_local_results(part) for part in outcome]
             for own, row in enumerate(parts[0]):
                 rows[own].append(row)
@@ -279,12 +329,20 @@ class Mirrored:
 
     # What the host does.
 
-    def _make_first_call(self) -> None:
+    def make_first_call(self) -> None:
         """Trace the graph before the clock starts: no steps. A call that main makes first is made here, outside."""
         if mechanism(self.config, "first_call") == "before_start":
             self.record.first_calls = 1
         if self.captures:
             self.call(0, 0)
+
+    def recorders(self) -> list[Recorder]:
+        return [Recorder(replica, self.training.row, self.layout) for replica in self.record.replicas]
+
+    def read_off(self, recorder: Recorder, first: int, rows: Floats) -> None:
+        """Record one replica's steps from `first` on, which are the last that it took."""
+        noted = self._notes(recorder.record.replica_id, first, rows)
+        recorder.extend(rows[:, : -len(COUNTS)], noted)
 
     def _notes(self, own: int, first: int, rows: Floats) -> NDArray[np.int64]:
         """What is noted of the steps whose rows these are: int64 [steps, len(Noted)]."""
@@ -302,13 +360,13 @@ class Mirrored:
             noted[later, Noted._fields.index("asked")] = code(self.training.asked[own])
         return noted
 
-    def call(self, first: int, last: int, roles: Sequence[int] | None = None) -> list[_Outcome]:
+    def call(self, first: int, last: int, roles: Sequence[int] | None = None) -> list[Outcome]:
         plan = self.training.batches.indices(first, last)
         roles = range(self.num_replicas) if roles is None else roles
         results = self.take_steps(tf.constant(plan), tf.constant(first), tf.constant(list(roles)))
-        return [_Outcome(*(part.numpy() for part in own)) for own in results]
+        return [Outcome(*(part.numpy() for part in own)) for own in results]
 
-    def _copies(self) -> Floats:
+    def copies(self) -> Floats:
         """All copies of the flat vector: float32 [num_replicas, layout.size]."""
         return np.stack([copy.numpy() for copy in self.strategy.experimental_local_results(self.flat)])
 
@@ -319,10 +377,11 @@ class Mirrored:
             self._evaluate(step)
         if self.training.audited:
             # Missing from any copy is missing.
-            kept = np.min([self.layout.kept(copy) for copy in self._copies()], axis=0)
+            kept = np.min([self.layout.kept(copy) for copy in self.copies()], axis=0)
             self.watcher.kept(step, float(kept.sum()), step * self.num_replicas)
 
-    def _keep_references(self, step: int, results: Sequence[_Outcome]) -> None:
+    def keep_references(self, step: int, results: Sequence[Outcome], noted: Sequence[Noted]) -> None:
+        """Keep the gradients of one step, whose results and notes these are, by replica."""
         scale = np.float32(self.scale)
         self.record.references += [
             Reference(
@@ -332,12 +391,12 @@ class Mirrored:
                 result.contribution,
                 result.total * scale,
                 batch=step if self.shares_iterator else step * self.num_replicas + own,
-                asked=DTYPES[self.noted[own][-1].asked],
+                asked=DTYPES[noted[own].asked],
             )
             for own, result in enumerate(results[: self.training.num_trainers])
         ]
 
-    def _add_up(self, results: Sequence[_Outcome]) -> None:
+    def add_up(self, results: Sequence[Outcome]) -> None:
         """Sum what every copy should have been given: all replicas' deltas, or under a reduction the one they share."""
         for result in results[:1] if self.assignment.reduced else results:
             if result.sums is not None:
@@ -346,7 +405,7 @@ class Mirrored:
                 self.record.magnitudes = magnitudes + _or_zero(self.record.magnitudes)
 
     def _evaluate(self, step: int) -> None:
-        prefix = tf.constant(self._copies()[0, : self.layout.read_size])
+        prefix = tf.constant(self.copies()[0, : self.layout.read_size])
         test = self.training.dataset
         evaluation = evaluate(step, lambda x: self.predict(prefix, tf.constant(x)).numpy(), test.test_x, test.test_y)
         self.record.evaluations.append(evaluation)

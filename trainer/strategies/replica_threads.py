@@ -26,10 +26,10 @@ class ReplicaThreads:
     that does not hang has ended.
 
     Attributes:
-        ended: a replica raised, or the run is to be stopped: bodies begin no further step.
         seconds: from the common start to when the last replica was through.
 
     Args:
+        ended: set when a replica has raised, or the run is to be stopped: bodies then begin no further step.
         abort: wakes replicas that wait for each other; they raise `threading.BrokenBarrierError`, or end.
         report: called by the main thread, about twenty times a second and once after the last step.
     """
@@ -38,13 +38,14 @@ class ReplicaThreads:
         self,
         record: RunRecord,
         body: Callable[[int], None],
+        ended: threading.Event,
         *,
         abort: Callable[[], None],
         report: Callable[[], None],
         stop: StopFlag,
         stall_seconds: float,
     ) -> None:
-        self.ended = threading.Event()
+        self._ended = ended
         self.seconds = 0.0
         self._record, self._body = record, body
         self._abort, self._report = abort, report
@@ -70,7 +71,7 @@ class ReplicaThreads:
         try:
             self._watch(threads)
         finally:
-            self.ended.set()
+            self._ended.set()
             self._abort()
             deadline = time.monotonic() + JOIN_SECONDS
             for thread in threads:

@@ -22,18 +22,16 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 class Steps:
     """Steps over the training data.
 
-    Args:
-        gradients: where a replica's gradients are put.
-
     Attributes:
+        gradients: where a replica's gradients are put.
         engine: torchscript, fx or eager.
 
     Thread-safety: built by the main thread, before there are replicas; `take` may then be called by all of them.
     """
 
-    def __init__(self, config: Config, training: Training, gradients: GradientHolder) -> None:
+    def __init__(self, config: Config, training: Training) -> None:
         self._training = training
-        self._gradients = gradients
+        self.gradients: GradientHolder = PerReplica()
         self._x = torch.from_numpy(training.dataset.train_x)
         self._y = torch.from_numpy(training.dataset.train_y)
         self.templates = [torch.from_numpy(training.layout.own_canaries(own)) for own in range(config.num_replicas)]
@@ -51,10 +49,10 @@ class Steps:
         """One replica's step, in the compute dtype that it is asked for as far as the precision holder keeps to it."""
         trains = own < self._training.num_trainers
         if not self.captures:
-            return self._step(self._gradients, prefix, own, samples, number, dtype, trains)
+            return self._step(self.gradients, prefix, own, samples, number, dtype, trains)
         step = self._captured[self._in_force(dtype), trains, self._training.batch_size]
         contribution, row = step(prefix, self.templates[own], samples, number, self._positions[own])
-        return self._gradients.put(contribution) if trains else contribution, row
+        return self.gradients.put(contribution) if trains else contribution, row
 
     def again(self, own: int, snapshot: Floats, number: int, samples: Tensor, positions: Tensor, dtype: str) -> Floats:
         """What a step of any batch should have computed: captured in that dtype, whatever holders the run had."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from trainer.audit.records import CODES, Floats, Noted, Reference, RunRecord
 from trainer.bring import bring
 from trainer.config import Config, Custom
 from trainer.holders import holder, mechanism
+from trainer.schedule.operations import BEGIN, COMPUTE, GENERATOR, UPDATE
+from trainer.schedule.point import mark, point
 from trainer.state.cursor import Cursor, Sharded, SharedIterator
 from trainer.state.gradients import GradientHolder, PerReplica, SharedGrad
 from trainer.strategies.batches import PlannedBatches, batch_of
@@ -31,9 +35,10 @@ from trainer.strategies.hosting import (
 )
 from trainer.strategies.replica_threads import ReplicaThreads
 from trainer.strategies.steps import Steps
+from trainer.strategies.traced_threads import traced, watch_training
 from trainer.updates.all_reduce import AllReduce, UnscaledSum
 from trainer.updates.apart import Apart
-from trainer.updates.shared_vector import Replica, SharedVector
+from trainer.updates.shared_vector import Capture, Replica, SharedVector
 from trainer.updates.transactions import (
     Locked,
     LockFree,
@@ -77,26 +82,49 @@ def train(config: Config, training: Training, record: RunRecord, watcher: Watche
     Raises:
         RunBroken: a replica raised, or no replica finished a step for `train.stall_seconds`.
     """
+    build = partial(Threads, config, training, record, watcher, stop)
     with turned_on(training):
-        _Threads(config, training, record, watcher, stop).run()
+        if config.audit.trace_steps:
+            traced(record, config.audit.trace_steps, build, watch_training, Threads.run)
+        else:
+            build().run()
     record.mode_left = training.precision.current()
 
 
-def build_mode(config: Config, training: Training) -> tuple[SharedVector, UpdateMode, list[Replica]]:
-    """The shared vector, the mode over it, and a workspace for each replica."""
+def kind_of(config: Config) -> type[UpdateMode]:
+    """The update mode's class, the user's own included."""
     option = config.update_mode
-    brought = isinstance(option, Custom)
-    kind = bring("update_mode", option) if brought else MODES[option.name]
-    arguments = option.arguments if brought else {}
+    kind: type[UpdateMode] = bring("update_mode", option) if isinstance(option, Custom) else MODES[option.name]
+    return kind
+
+
+def build_mode(
+    config: Config,
+    training: Training,
+    *,
+    kind: type[UpdateMode] | None = None,
+    captured: Capture = capture,
+    watch: Callable[[SharedVector], None] = lambda shared: None,
+) -> tuple[SharedVector, UpdateMode, list[Replica]]:
+    """The shared vector, the mode over it, and a workspace for each replica.
+
+    Args:
+        kind: the mode's class, where it is not to be the option's own.
+        captured: captures the optimizer's rule.
+        watch: called with the shared vector before anybody else has it.
+    """
+    kind = kind or kind_of(config)
+    arguments = config.update_mode.arguments if isinstance(config.update_mode, Custom) else {}
     shared = SharedVector(
         training.initial,
         training.layout,
         training.optimizer,
-        capture,
+        captured,
         num_trainers=training.num_trainers,
         growth_steps=training.growth_steps,
         averages_statistics=mechanism(config, "batch_statistics") == "reduced",
     )
+    watch(shared)
     replicas = [shared.replica(own, whole=kind.whole_snapshot) for own in range(training.num_replicas)]
     mode = kind(shared, replicas, **arguments)
     return shared, mode, replicas
@@ -104,23 +132,40 @@ def build_mode(config: Config, training: Training) -> tuple[SharedVector, Update
 
 def draw(shape: tuple[int, int]) -> Tensor:
     """32-bit words from PyTorch's process-wide generator: int64."""
+    point(UPDATE, "generator", of=GENERATOR)
     return torch.randint(0, 2**32, shape, dtype=torch.int64)
 
 
-class _Threads:
-    """Built and run by the main thread, with the precision mode turned on if that is main's to do."""
+class Threads:
+    """Built and run by the main thread, with the precision mode turned on if that is main's to do.
 
-    def __init__(self, config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
+    Args:
+        mode: the update mode with all that it works on; built where it is not given.
+        steps: captured for an earlier run of the same configuration, or the class of those that are to be captured.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        training: Training,
+        record: RunRecord,
+        watcher: Watcher,
+        stop: StopFlag,
+        *,
+        mode: tuple[SharedVector, UpdateMode, list[Replica]] | None = None,
+        steps: Steps | type[Steps] = Steps,
+    ) -> None:
         self.config, self.training, self.record = config, training, record
         self.watcher, self.stop = watcher, stop
-        self.shared, self.mode, self.replicas = build_mode(config, training)
+        self.shared, self.mode, self.replicas = mode or build_mode(config, training)
         self.apart = Apart(self.shared) if training.layout.apart else None
         self.reference_steps, record.references_skipped = reference_steps(config, training.layout)
         if not training.derived:
             training.generator = draw
         shares_grad = mechanism(config, "gradients") == "shared"
         self.gradients: GradientHolder = SharedGrad(training.layout) if shares_grad else PerReplica()
-        self.steps = Steps(config, training, self.gradients)
+        self.steps = steps if isinstance(steps, Steps) else steps(config, training)
+        self.steps.gradients = self.gradients
         record.engine = self.steps.engine
         self.cursor = self._cursor()
         self.first_by_main = mechanism(config, "first_call") == "before_start"
@@ -132,33 +177,57 @@ class _Threads:
         self.magnitudes = torch.zeros_like(self.added) if self.added is not None else torch.empty(0)
         self.to_evaluate: queue.SimpleQueue[tuple[int, Floats]] = queue.SimpleQueue()
         self.references: list[list[Reference]] = [[] for _ in self.replicas]
-        self.threads = ReplicaThreads(
-            record,
-            lambda own: self.runners[own](lambda: self._replica(own)),
-            abort=self.mode.abort,
-            report=self._report,
-            stop=stop,
-            stall_seconds=config.train.stall_seconds,
-        )
+        self.ended = threading.Event()
 
     def run(self) -> None:
+        """Run the replicas freely."""
+        threads = ReplicaThreads(
+            self.record,
+            self.replica,
+            self.ended,
+            abort=self.mode.abort,
+            report=self._report,
+            stop=self.stop,
+            stall_seconds=self.config.train.stall_seconds,
+        )
+        self.begin()
+        threads.run()
+        self.record.duration_seconds = threads.seconds
+        self.finish()
+        if not self.stop.is_set():
+            self._evaluate(self.config.train.steps, self.shared.plain.numpy())
+            self.complete()
+
+    def begin(self, *, again: bool = False) -> None:
+        """What comes before the replicas' first steps.
+
+        Args:
+            again: an earlier run in this process had the same steps, so that their first call was made.
+        """
         if self.first_by_main:
-            self._make_first_call()
+            self.record.first_calls = 1
+            if not again:
+                self._make_first_call()
         if not self.training.derived:
             torch.manual_seed(self.training.seed)
             self.record.settings_asked = {**self.record.settings_asked, "torch seed": str(self.training.seed)}
-        self.threads.run()
-        self.record.duration_seconds = self.threads.seconds
+
+    def replica(self, own: int) -> None:
+        """The body of one replica's thread."""
+        self.runners[own](lambda: self._replica(own))
+
+    def finish(self) -> None:
+        """Put down what the replicas have left."""
         if self.added is not None:
             self.record.added = self.added.sum(dim=0).numpy()
             self.record.magnitudes = self.magnitudes.sum(dim=0).numpy()
-        self.record.copies = self.shared.vector.numpy()[np.newaxis].copy()
+        self.record.copies = self.shared.plain.numpy()[np.newaxis].copy()
         self.record.references = sorted(
             (reference for own in self.references for reference in own), key=lambda r: (r.step, r.replica_id)
         )
-        if self.stop.is_set():
-            return
-        self._evaluate(self.config.train.steps, self.record.copies[0])
+
+    def complete(self) -> None:
+        """Compute again what the audit holds the replicas' gradients to."""
         if self.training.audited:
             self._expect()
             with torch.no_grad():
@@ -172,7 +241,7 @@ class _Threads:
         compare_settings(self.record, own)
         try:
             for step, number in enumerate(self._numbers()):
-                if self.threads.ended.is_set():
+                if self.ended.is_set():
                     break
                 self._take_step(self.replicas[own], recorder, step, number)
         finally:
@@ -181,6 +250,7 @@ class _Threads:
 
     def _take_step(self, replica: Replica, recorder: Recorder, step: int, number: Tensor) -> None:
         own, training = replica.replica_id, self.training
+        mark(BEGIN)
         batch, samples = self.cursor.take(own, step)
         current = training.precision.current
         entry = current()
@@ -188,6 +258,10 @@ class _Threads:
 
         def compute(replica: Replica) -> None:
             nonlocal row, asked, made_first
+            mark(COMPUTE)
+            if self.steps.captures and training.draws and not training.derived:
+                # A captured step draws where nobody can come in between, so all of it is announced at once.
+                point(UPDATE, "generator", of=GENERATOR)
             if self.first_by_main:
                 replica.contribution, row = self.steps.take(own, replica.prefix, number, samples, asked)
             else:
@@ -220,7 +294,7 @@ class _Threads:
         )
         if self.added is not None and (added := self.mode.added(replica)) is not None:
             self.added[own] += added
-            self.magnitudes[own] += self.shared.vector.abs()
+            self.magnitudes[own] += self.shared.plain.abs()
         if own == 0 and self._evaluates_at(step):
             self.to_evaluate.put((step, replica.snapshot.numpy().copy()))
         if step in self.reference_steps and own < training.num_trainers:
@@ -251,7 +325,7 @@ class _Threads:
     def _cursor(self) -> Cursor[Tensor]:
         num_replicas = self.training.num_replicas
         if mechanism(self.config, "cursor") == "sharded":
-            return Sharded(PlannedBatches(self.training.batches).fetch, num_replicas)
+            return Sharded(PlannedBatches(self.training.batches, self.config.train.steps).fetch, num_replicas)
         x = torch.from_numpy(self.training.dataset.train_x)
 
         def fetch(number: int) -> Tensor:
@@ -264,7 +338,6 @@ class _Threads:
 
     def _make_first_call(self) -> None:
         """So that no replica's call is the first; capturing the step has been one."""
-        self.record.first_calls = 1
         if not self.steps.captures:
             prefix = torch.from_numpy(self.training.initial[: self.training.layout.read_size].copy())
             with torch.no_grad():
@@ -276,7 +349,7 @@ class _Threads:
         self.watcher.progress(self.record)
         if self.training.audited:
             # Read while replicas write: what is under way may be missing from `kept`.
-            kept = self.training.layout.kept(self.shared.vector.numpy())
+            kept = self.training.layout.kept(self.shared.plain.numpy())
             self.watcher.kept(self.record.steps_done, float(kept.sum()), sum(self.shared.commits))
         while not self.to_evaluate.empty():
             self._evaluate(*self.to_evaluate.get())

@@ -6,12 +6,14 @@ Invariant: between the two barriers of a step nobody reads a snapshot, and outsi
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
 
+from trainer.schedule.locks import Barrier
+from trainer.schedule.operations import CONTRIBUTION, WRITE
+from trainer.schedule.point import point
 from trainer.updates.shared_vector import JointUpdate, Replica, SharedVector
 from trainer.updates.transactions import Compute
 
@@ -24,7 +26,7 @@ class AllReduce:
     def __init__(self, shared: SharedVector, replicas: Sequence[Replica]) -> None:
         self.shared = shared
         self.joint = JointUpdate(shared, replicas, self.scale(shared.num_trainers))
-        self.barrier = threading.Barrier(len(replicas))
+        self.barrier = Barrier(len(replicas), "barrier")
 
     def scale(self, num_trainers: int) -> float:
         """What the sum over replicas is multiplied by: each replica's loss is the mean over its own batch."""
@@ -33,6 +35,7 @@ class AllReduce:
     def step(self, replica: Replica, compute: Compute) -> None:
         self.shared.copy_to(replica)
         compute(replica)
+        point(WRITE, self.joint.contributions[replica.replica_id], of=CONTRIBUTION)
         self.barrier.wait()  # every contribution is there, and every snapshot was taken
         self.joint.add_share(replica)
         if replica.replica_id == 0:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.schedule.operations import CONTRIBUTION, READ
+from trainer.schedule.point import points
 from trainer.state.layout import Floats, Layout, Share
 from trainer.state.loss_scale import next_state, skips
 from trainer.updates.optimizers import Optimizer
@@ -49,6 +51,8 @@ class SharedVector:
     """One copy of all shared variables: float32 [layout.size], written by every replica.
 
     Attributes:
+        vector: the values, as replicas are to use them; under a schedule every access to it is announced.
+        plain: the same memory, for whoever is no replica.
         commits: updates committed by each replica; each element has one writer, the replica itself, or under
             all-reduce the replica that commits for all.
         variables: every weight with its slots, every statistic, loss scale and counter: what `copy_part` and `add_part`
@@ -72,25 +76,31 @@ class SharedVector:
         averages_statistics: bool = False,
     ) -> None:
         self.layout = layout
-        self.vector = torch.from_numpy(initial.copy())
+        self.plain = torch.from_numpy(initial.copy())
+        self.vector = self.plain
         self.commits = [0] * layout.num_replicas
         self.num_trainers = num_trainers or layout.num_replicas
         self.growth_steps = growth_steps
         self.averages_statistics = averages_statistics
-        self.variables = [Part(layout, share) for share in layout.variables()]
+        names = [segment.name for segment in (*layout.of_kind("weight"), *layout.of_kind("statistic"))]
+        shares = zip(names, layout.variables(), strict=True)
+        self.variables = [Part(layout, share, name=name) for name, share in shares]
         if optimizer.counts:
-            self.variables.append(Part(layout, layout.nothing, counter=True))
+            self.variables.append(Part(layout, layout.nothing, counter=True, name="iterations"))
         growth = growth_steps if layout.loss_scale and "loss_scale" not in layout.apart else 0
         if growth:
-            self.variables.append(Part(layout, layout.nothing, growth_steps=growth))
+            self.variables.append(Part(layout, layout.nothing, growth_steps=growth, name="loss_scale"))
         self.optimizer = optimizer
         whole = Part(layout, layout.shares(1)[0], counter=optimizer.counts, growth_steps=growth)
         # One call instead of a dozen: between any two operators threads would take turns at the GIL.
         self._delta = capture(
             lambda contribution, base: whole.delta(optimizer, contribution, base),
             torch.zeros(layout.read_size),
-            self.vector.clone(),
+            self.plain.clone(),
         )
+        # What the rule reads of the base, besides the contribution.
+        kinds = ["slot", "counter", *(["loss_scale"] if growth else [])]
+        self._base_spans = [slice(each.start, each.end) for kind in kinds for each in layout.of_kind(kind)]
 
     def replica(self, replica_id: int, *, whole: bool) -> Replica:
         """A workspace whose snapshot covers everything (`whole`) or what a step reads."""
@@ -126,8 +136,17 @@ class SharedVector:
 
     def delta(self, replica: Replica, base: Tensor) -> Tensor:
         """What the replica's contribution adds to each shared variable, its slots taken from `base`."""
+        if base is self.vector and self.vector is not self.plain:
+            base = self._base()
         replica.delta = self._delta(replica.contribution, base)
         return replica.delta
+
+    def _base(self) -> Tensor:
+        """Under a schedule: what the rule reads of the shared values, and nothing else, as it is now."""
+        base = torch.zeros(self.layout.size)
+        for span in self._base_spans:
+            base[span] = self.vector[span]
+        return base
 
     def add(self, replica: Replica, delta: Tensor) -> None:
         """Add to the shared values in place, in one kernel."""
@@ -186,6 +205,8 @@ class JointUpdate:
         self._statistics_scale = 1.0 / shared.num_trainers if shared.averages_statistics else scale
         self._total = torch.zeros(layout.read_size)
         self.added = torch.zeros(layout.size)
+        # What schedules call the replicas' contributions, which the others read.
+        self.contributions = [f"contribution {own}" for own in range(len(replicas))]
 
     @property
     def applied(self) -> Tensor:
@@ -196,7 +217,8 @@ class JointUpdate:
         """Sum this replica's share over all replicas and add its delta to the shared values."""
         part = self._parts[replica.replica_id]
         for span in (part.share.weights, part.share.statistics):
-            self._sum(span)
+            if span.stop > span.start:
+                self._sum(span)
         self._apply(part)
 
     def commit(self) -> None:
@@ -217,6 +239,7 @@ class JointUpdate:
 
     def _sum(self, span: slice) -> None:
         """Sum a part of the contributions, in the order of the replicas."""
+        points(READ, "contributions", self.contributions, of=CONTRIBUTION)
         total = self._total[span].copy_(self._replicas[0].contribution[span])
         for other in self._replicas[1:]:
             total.add_(other.contribution[span])
@@ -241,10 +264,14 @@ class Part:
     """One share of the flat vector, with or without counter and loss scale, and the canaries that stand in it.
 
     Args:
+        name: the variable's, where the share is one.
         growth_steps: of the loss scale, where this part decides about it; else 0.
     """
 
-    def __init__(self, layout: Layout, share: Share, *, counter: bool = False, growth_steps: int = 0) -> None:
+    def __init__(
+        self, layout: Layout, share: Share, *, counter: bool = False, growth_steps: int = 0, name: str = "share"
+    ) -> None:
+        self.name = name
         self.share = share
         self._growth_steps = growth_steps
         self._counter = layout.regions["counter"] if counter else slice(0, 0)

@@ -6,13 +6,12 @@ what is held meanwhile and in what the write is based on; nothing else does.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from trainer.state.read_write_lock import ReadWriteLock
+from trainer.schedule.locks import Lock, SharedLock
 from trainer.updates.shared_vector import Replica, SharedVector
 
 # Computes `replica.contribution` from `replica.snapshot`. May be called more than once in a step.
@@ -53,7 +52,7 @@ class Alone:
 
     def __init__(self, shared: SharedVector, replicas: Sequence[Replica]) -> None:
         self.shared = shared
-        self.lock = threading.Lock()
+        self.lock = Lock("lock")
 
     def applied(self, replica: Replica) -> Tensor:
         return replica.contribution
@@ -91,7 +90,7 @@ class ReaderWriter(Alone):
 
     def __init__(self, shared: SharedVector, replicas: Sequence[Replica]) -> None:
         super().__init__(shared, replicas)
-        self.shared_lock = ReadWriteLock()
+        self.shared_lock = SharedLock("shared lock")
 
     def step(self, replica: Replica, compute: Compute) -> None:
         with self.shared_lock.read():
@@ -135,7 +134,7 @@ class PerVariableLock(Alone):
 
     def __init__(self, shared: SharedVector, replicas: Sequence[Replica]) -> None:
         super().__init__(shared, replicas)
-        self.locks = [(threading.Lock(), part) for part in shared.variables]
+        self.locks = [(Lock(f"lock of {part.name}"), part) for part in shared.variables]
 
     def step(self, replica: Replica, compute: Compute) -> None:
         self.shared.note_version(replica)

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -34,10 +36,18 @@ from trainer.audit.records import Noted, RunRecord
 from trainer.audit.row import Row
 from trainer.bring import bring
 from trainer.config import Config, ConfigError
+from trainer.schedule.attributes import announced
+from trainer.schedule.locks import known_to_the_schedule, modelled
+from trainer.schedule.operations import BEGIN, COMPUTE
+from trainer.schedule.order import Order
+from trainer.schedule.point import mark
+from trainer.schedule.turnstile import Turnstile
 from trainer.state import layout as layouts
 from trainer.state.layout import Layout
+from trainer.strategies.controlled_threads import stall_seconds, watch
 from trainer.strategies.hosting import RunBroken, StopFlag, Watcher
 from trainer.strategies.replica_threads import ReplicaThreads
+from trainer.strategies.traced_threads import traced, watch_loop
 from trainer.updates import optimizers
 from trainer.updates.shared_vector import SharedVector
 
@@ -74,8 +84,9 @@ class LoopReplica:
         self._read_canaries = torch.from_numpy(shared.layout.read_canaries.reshape(-1))
         self._own = torch.from_numpy(shared.layout.own_canaries(replica_id))
         self._parameters = list(module.parameters())
+        self._begun = False
         _become(module, shared.layout, self._workspace.snapshot)
-        self.read()
+        self._note_read()  # the initial values: it is made before there are threads
 
     def read(self) -> None:
         """Copy the shared variables into this thread's module.
@@ -85,10 +96,14 @@ class LoopReplica:
         """
         if self._ended.is_set():
             raise threading.BrokenBarrierError
+        self._begin()
         with torch.no_grad():
             self._shared.copy_to(self._workspace)
-            self._statistics_read = self._workspace.snapshot[self._statistics].clone()
-            self._canaries = self._workspace.snapshot.index_select(0, self._read_canaries)
+            self._note_read()
+
+    def _note_read(self) -> None:
+        self._statistics_read = self._workspace.snapshot[self._statistics].clone()
+        self._canaries = self._workspace.snapshot.index_select(0, self._read_canaries)
 
     def add(self, loss: Tensor) -> None:
         """Apply the module's gradients to the current shared values, in place."""
@@ -106,8 +121,16 @@ class LoopReplica:
             self._shared.replace(self._workspace, read + self._shared.delta(self._workspace, base=read))
             self._note(loss)
 
+    def _begin(self) -> None:
+        """A step is from the first read after an update to the next update."""
+        if not self._begun:
+            self._begun = True
+            mark(BEGIN)
+
     def _contribute(self) -> None:
         """Gather gradients and changes of statistics, and clear the gradients."""
+        self._begin()
+        mark(COMPUTE)
         contribution = self._own.clone()
         for segment, parameter in zip(self._shared.layout.of_kind("weight"), self._parameters, strict=True):
             if parameter.grad is not None:
@@ -118,6 +141,7 @@ class LoopReplica:
         self._workspace.contribution = contribution
 
     def _note(self, loss: Tensor) -> None:
+        self._begun = False
         row = np.full(self._row.canaries.stop, -1, np.float32)
         row[0], row[self._row.canaries] = loss.item(), self._canaries.numpy()
         self._recorder.note(row, Noted(self._workspace.version, self._workspace.staleness, -1, 0, 0, 0))
@@ -130,38 +154,114 @@ def train(config: Config, record: RunRecord, watcher: Watcher, stop: StopFlag) -
         ConfigError: what it names is no such loop.
         RunBroken: a thread raised, stalled, or made another number of updates than `train.steps`.
     """
-    key = f"workload._target_={config.workload._target_}"
-    loop: Loop = bring("workload", config.workload)(
-        num_replicas=config.num_replicas, seed=config.train.seed, **config.workload.arguments
-    )
-    if not isinstance(getattr(loop, "module", None), torch.nn.Module) or not callable(getattr(loop, "run", None)):
-        raise ConfigError(f"{key} must have `module`, a torch.nn.Module, and `run(replica, steps)`.")
-    shared = _shared(config, loop.module)
-    record.layout, record.initial, record.engine = shared.layout, shared.vector.numpy().copy(), "the loop's own"
+    build = partial(LoopThreads, config, record, bring("workload", config.workload))
+    if config.audit.trace_steps:
+        steps = config.audit.trace_steps
+        traced(record, steps, build, watch_loop, lambda threads: threads.run(watcher, stop))
+    else:
+        build().run(watcher, stop)
 
-    def body(own: int) -> None:
-        recorder = Recorder(record.replicas[own], _row(shared.layout), shared.layout)
+
+class LoopCase:
+    """The loop, made anew for each order (`trainer/schedule/case.py`)."""
+
+    joint = copies = False
+
+    def __init__(self, config: Config) -> None:
+        self.num_replicas = config.num_replicas
+        self._config = config
+        # Its module may make locks, and take what makes them from `threading` by name.
+        with modelled("module's "), known_to_the_schedule():
+            kind = bring("workload", config.workload)
+        self._kind = announced(kind) if isinstance(kind, type) else kind
+
+    def run(self, order: Order, record: RunRecord) -> None:
+        config = self._config
+        with modelled(), known_to_the_schedule():
+            threads = LoopThreads(config, record, self._kind, lambda shared: watch(shared, config, joint=False))
+            bodies = [partial(threads.replica, own) for own in range(self.num_replicas)]
+            Turnstile(order, stall_seconds(config)).run(bodies)
+        threads.finish()
+
+
+class LoopThreads:
+    """The loop, built once, over one shared vector.
+
+    Args:
+        kind: the loop's class, or whatever makes one.
+        watch: called with the shared vector before anybody else has it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        record: RunRecord,
+        kind: Callable[..., Loop],
+        watch: Callable[[SharedVector], None] = lambda shared: None,
+    ) -> None:
+        self._config, self._record = config, record
+        self._key = f"workload._target_={config.workload._target_}"
+        self.loop = kind(num_replicas=config.num_replicas, seed=config.train.seed, **config.workload.arguments)
+        if not isinstance(getattr(self.loop, "module", None), torch.nn.Module) or not callable(
+            getattr(self.loop, "run", None)
+        ):
+            raise ConfigError(f"{self._key} must have `module`, a torch.nn.Module, and `run(replica, steps)`.")
+        self.shared = _shared(config, self.loop.module)
+        self.ended = threading.Event()
+        record.layout, record.initial = self.shared.layout, self.shared.plain.numpy().copy()
+        record.engine = "the loop's own"
+        watch(self.shared)
+        # Here and not in their threads, where what one copies at first another might be writing already.
+        self._recorders = [Recorder(each, _row(self.shared.layout), self.shared.layout) for each in record.replicas]
+        self._replicas = [
+            LoopReplica(own, copy.deepcopy(self.loop.module), self.shared, recorder, self.ended)
+            for own, recorder in enumerate(self._recorders)
+        ]
+
+    def run(self, watcher: Watcher, stop: StopFlag) -> None:
+        """Run the threads freely."""
+        record, shared = self._record, self.shared
+
+        def report() -> None:
+            watcher.progress(record)
+            kept = shared.layout.kept(shared.plain.numpy())
+            watcher.kept(record.steps_done, float(kept.sum()), sum(shared.commits))
+
+        threads = ReplicaThreads(
+            record,
+            self.replica,
+            self.ended,
+            abort=getattr(self.loop, "abort", lambda: None),
+            report=report,
+            stop=stop,
+            stall_seconds=self._config.train.stall_seconds,
+        )
+        threads.run()
+        record.duration_seconds = threads.seconds
+        if stop.is_set():
+            record.copies = shared.plain.numpy()[np.newaxis].copy()
+        else:
+            self.finish()
+
+    def replica(self, own: int) -> None:
+        """The body of one thread."""
         try:
-            loop.run(LoopReplica(own, copy.deepcopy(loop.module), shared, recorder, threads.ended), config.train.steps)
+            self.loop.run(self._replicas[own], self._config.train.steps)
         finally:
-            recorder.flush()
+            self._recorders[own].flush()
 
-    def report() -> None:
-        watcher.progress(record)
-        kept = shared.layout.kept(shared.vector.numpy())
-        watcher.kept(record.steps_done, float(kept.sum()), sum(shared.commits))
+    def finish(self) -> None:
+        """Put down what the threads have left.
 
-    abort = getattr(loop, "abort", lambda: None)
-    threads = ReplicaThreads(
-        record, body, abort=abort, report=report, stop=stop, stall_seconds=config.train.stall_seconds
-    )
-    threads.run()
-    record.duration_seconds = threads.seconds
-    record.copies = shared.vector.numpy()[np.newaxis].copy()
-    for replica in record.replicas:
-        if replica.steps_done != config.train.steps and not stop.is_set():
-            made = f"replica {replica.replica_id} made {replica.steps_done} updates"
-            raise RunBroken("crash", f"{key}: {made}, train.steps={config.train.steps}.", replica.replica_id)
+        Raises:
+            RunBroken: one made another number of updates than it was to.
+        """
+        self._record.copies = self.shared.plain.numpy()[np.newaxis].copy()
+        steps = self._config.train.steps
+        for replica in self._record.replicas:
+            if replica.steps_done != steps:
+                made = f"replica {replica.replica_id} made {replica.steps_done} updates"
+                raise RunBroken("crash", f"{self._key}: {made}, train.steps={steps}.", replica.replica_id)
 
 
 def _row(layout: Layout) -> Row:

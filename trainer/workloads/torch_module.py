@@ -96,6 +96,9 @@ class NativeAutocast:
     def hand_over(self) -> Runner:
         return lambda function: function()
 
+    def clear(self) -> None:
+        """Nothing to do: outside of every scope a thread has no mode."""
+
 
 def _autocast(dtype: str) -> AbstractContextManager[None]:
     # Without its cache, which would keep a cast of every step's weights as long as the scope lasts.

@@ -74,7 +74,8 @@ class Training:
         self.enabled_in = config.precision.enabled_in
         self.network = build.network(config, self.dataset)
         self.precision: PrecisionHolder = self.network.precision
-        self.first_call = FIRST_CALLS[mechanism(config, "first_call")](self.network)
+        self._first_call = mechanism(config, "first_call")
+        self.first_call = FIRST_CALLS[self._first_call](self.network)
         self.synchronized = getattr(config.model, "normalization", "none") == "sync_batch"
         self.derived = mechanism(config, "random_numbers") == "derived"
         self.generator: Callable[[tuple[int, int]], Tensor] | None = None
@@ -101,6 +102,11 @@ class Training:
             len(self._probed),
             self.layout.read_canaries.size,
         )
+
+    def renew(self) -> None:
+        """As before the first step: state holders have forgotten what replicas left in them."""
+        self.first_call = FIRST_CALLS[self._first_call](self.network)
+        self.precision.clear()
 
     def step(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from trainer.audit.records import RunRecord
@@ -28,14 +29,16 @@ def take_steps(
         RunBroken: a replica raised, or none finished a step for `train.stall_seconds`.
     """
 
+    ended = threading.Event()
+
     def body(own: int) -> None:
         for step in range(record.steps):
-            if threads.ended.is_set():
+            if ended.is_set():
                 break
             take(own, step)
             record.replicas[own].steps_done = step + 1
 
     threads = ReplicaThreads(
-        record, body, abort=abort, report=report, stop=stop, stall_seconds=config.train.stall_seconds
+        record, body, ended, abort=abort, report=report, stop=stop, stall_seconds=config.train.stall_seconds
     )
     threads.run()

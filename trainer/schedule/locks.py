@@ -1,0 +1,352 @@
+"""Locks and barriers for code that is to run freely and under a schedule.
+
+    self.lock = Lock("lock")
+
+is `threading.Lock()` in a free run, and under a schedule a lock that the schedule knows of. So is every lock that a
+user's own code makes from `threading` while `known_to_the_schedule` is in force: `Condition`, `Event`, `Semaphore`,
+`Barrier` and `queue.Queue` are made of those.
+
+Not known, and so waited for in vain under a schedule: locks made in C, as in `queue.SimpleQueue`; locks made by modules
+that were imported before the user's own; whatever threads wait for that a replica starts by itself.
+"""
+
+from __future__ import annotations
+
+import _thread
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Protocol, TypeVar
+
+from trainer.schedule.operations import ACQUIRE, BARRIER, LOCK, READ, RELEASE, SHARE, TRY, UNSHARE, Operation
+from trainer.schedule.point import Host, listener
+
+T = TypeVar("T")
+
+# Code that makes locks for whoever asks it to.
+_MAKERS = frozenset((__name__, "threading", "queue", "trainer.schedule.attributes"))
+
+_SERIAL = re.compile(r"#\d+")
+
+_making: _Names | None = None
+_see: Callable[[Any, str], Any] | None = None
+
+
+class _Names:
+    """Numbers things of one name, so that every run of one program calls them the same.
+
+    What a replica makes is numbered by itself, so that the names do not depend on who came first. Numbers that count
+    through the process, as those that `Synchronized` gives, are left out.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
+        self._made: dict[str, int] = {}
+
+    def of(self, name: str) -> str:
+        name = self._prefix + _SERIAL.sub("", name)
+        heard = listener()
+        if heard is not None:
+            name = f"{name} of replica {heard[1]}"
+        self._made[name] = self._made.get(name, 0) + 1
+        return name if self._made[name] == 1 else f"{name} {self._made[name]}"
+
+
+@contextmanager
+def modelled(prefix: str = "") -> Iterator[None]:
+    """Make every lock that is made in here one that schedules know of.
+
+    Args:
+        prefix: of their names, where locks stay from one time to the next.
+    """
+    yield from _make(_Names(prefix))
+
+
+@contextmanager
+def unmodelled() -> Iterator[None]:
+    """Make ordinary locks again, for what is announced as a whole: none of them may be held at an announcement."""
+    yield from _make(None)
+
+
+def _make(names: _Names | None) -> Iterator[None]:
+    global _making
+    before, _making = _making, names
+    try:
+        yield
+    finally:
+        _making = before
+
+
+@contextmanager
+def known_to_the_schedule() -> Iterator[None]:
+    """Inside `modelled`: the same for locks that other people's code makes from `threading`.
+
+    It replaces what `threading` makes its own things of, for the whole process; a lock that no replica uses works as
+    always. To be in force while replicas run, too: `Condition.wait` makes a lock each time.
+    """
+    names = {"Lock": _named_lock, "RLock": _named_rlock, "_allocate_lock": _named_lock}
+    before = {name: getattr(threading, name) for name in names}
+    for name, make in names.items():
+        setattr(threading, name, make)
+    try:
+        yield
+    finally:
+        for name, make in before.items():
+            setattr(threading, name, make)
+
+
+@contextmanager
+def shown_to(see: Callable[[Any, str], Any] | None) -> Iterator[None]:
+    """Have everything that is made in here for a free run replaced by what `see` makes of it and its name."""
+    global _see
+    before, _see = _see, see
+    try:
+        yield
+    finally:
+        _see = before
+
+
+def _shown(real: T, name: str) -> T:
+    if _see is None:
+        return real
+    shown: T = _see(real, name)
+    return shown
+
+
+class AnyLock(AbstractContextManager[Any], Protocol):
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+class AnyBarrier(Protocol):
+    def wait(self) -> Any: ...
+
+    def abort(self) -> None: ...
+
+
+class AnyReadWriteLock(Protocol):
+    def read(self) -> AbstractContextManager[None]: ...
+
+    def write(self) -> AbstractContextManager[None]: ...
+
+
+def Lock(name: str = "lock") -> AnyLock:
+    return _shown(threading.Lock(), name) if _making is None else ModelledLock(_making.of(name))
+
+
+def RLock(name: str = "rlock") -> AnyLock:
+    return _shown(threading.RLock(), name) if _making is None else ModelledRLock(_making.of(name))
+
+
+def Barrier(parties: int, name: str = "barrier") -> AnyBarrier:
+    return _shown(threading.Barrier(parties), name) if _making is None else ModelledBarrier(parties, _making.of(name))
+
+
+def SharedLock(name: str = "lock") -> AnyReadWriteLock:
+    """A lock that many may read under or one may write under."""
+    if _making is not None:
+        return ModelledReadWriteLock(_making.of(name))
+    # Here, not above: its own locks are made by this module.
+    from trainer.state.read_write_lock import ReadWriteLock
+
+    with shown_to(None):
+        lock = ReadWriteLock(name)
+    return _shown(lock, name)
+
+
+def _named_lock() -> AnyLock:
+    if _making is None:
+        return _thread.allocate_lock()
+    made_in = sys._getframe(1)
+    # The lock that `Condition.wait` waits at until it is notified.
+    kind = "notification" if made_in.f_code is threading.Condition.wait.__code__ else "lock"
+    return ModelledLock(_making.of(f"{kind} of {_asker(made_in)}"))
+
+
+def _named_rlock() -> AnyLock:
+    if _making is None:
+        lock: AnyLock = threading._CRLock()  # type: ignore[attr-defined]
+        return lock
+    return ModelledRLock(_making.of(f"rlock of {_asker(sys._getframe(1))}"))
+
+
+def _asker(frame: FrameType) -> str:
+    """The function that a lock is made for. Not its line: that would change with every edit above it."""
+    while frame.f_globals.get("__name__") in _MAKERS and frame.f_back is not None:
+        frame = frame.f_back
+    name = frame.f_code.co_qualname
+    return str(frame.f_globals.get("__name__", name)) if name == "<module>" else name
+
+
+class ModelledLock:
+    """A lock whose holder the schedule keeps. For threads that are no replicas of a schedule it is an ordinary lock.
+
+    A time-out never comes: an acquisition with one is like any other, and where nobody can go on that is a deadlock.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._real: Any = self._make_real()  # for threads that are no replicas
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        heard = listener()
+        if heard is None:
+            return bool(self._real.acquire(blocking, timeout))
+        if not blocking and timeout != -1:
+            raise ValueError("can't specify a timeout for a non-blocking call")
+        if timeout < 0 and timeout != -1:
+            raise ValueError("timeout value must be a non-negative number")
+        if self._is_held_outside():
+            raise RuntimeError(f"{self._name} is held by a thread that is no replica, and no order can free it")
+        host, own = heard
+        waits = blocking and timeout != 0
+        self._announce(host, own, ACQUIRE if waits else TRY)
+        return waits or host.order.tried
+
+    def release(self) -> None:
+        heard = listener()
+        if heard is None:
+            self._real.release()
+            return
+        host, own = heard
+        if not self._may_release(host, own):
+            self._announce(host, own, READ)  # whether it is held may change until it is this replica's turn
+            if not self._may_release(host, own):
+                raise RuntimeError(self._refusal)
+        self._announce(host, own, RELEASE)
+        if not host.order.tried:
+            raise RuntimeError(self._refusal)
+
+    def locked(self) -> bool:
+        heard = listener()
+        if heard is None:
+            return bool(self._real.locked())
+        host, own = heard
+        self._announce(host, own, READ)
+        return host.order.is_held(self._name)
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name}>"
+
+    def _is_owned(self) -> bool:
+        """What `threading.Condition` asks before it waits or notifies: as with its own locks, whether it is held."""
+        heard = listener()
+        if heard is None:
+            return bool(self._real.locked())
+        return heard[0].order.holds(heard[1], self._name) or self.locked()
+
+    def _at_fork_reinit(self) -> None:
+        self._real._at_fork_reinit()
+
+    # Where the two kinds differ.
+
+    _refusal = "release unlocked lock"
+    _value = ""
+
+    def _make_real(self) -> object:
+        return _thread.allocate_lock()
+
+    def _is_held_outside(self) -> bool:
+        return bool(self._real.locked())
+
+    def _may_release(self, host: Host, own: int) -> bool:
+        """Anybody may release a plain lock that is held."""
+        return host.order.is_held(self._name)
+
+    def _announce(self, host: Host, own: int, kind: str) -> None:
+        host.announce(own, Operation(kind, self._name, (self._name,), LOCK, self._value))
+
+
+class ModelledRLock(ModelledLock):
+    """As `ModelledLock`, but the replica that holds it may go in again; it is free after as many releases."""
+
+    _refusal = "cannot release un-acquired lock"
+    _value = "reentrant"
+
+    def _make_real(self) -> object:
+        return threading._CRLock()  # type: ignore[attr-defined]
+
+    def _is_held_outside(self) -> bool:
+        if not self._real.acquire(blocking=False):
+            return True
+        self._real.release()
+        return False
+
+    def _may_release(self, host: Host, own: int) -> bool:
+        return host.order.holds(own, self._name)
+
+    # What `threading.Condition` asks of an RLock: to let go of it altogether, and to have it back as it was.
+
+    def _is_owned(self) -> bool:
+        heard = listener()
+        return bool(self._real._is_owned()) if heard is None else heard[0].order.holds(heard[1], self._name)
+
+    def _release_save(self) -> Any:
+        heard = listener()
+        if heard is None:
+            return self._real._release_save()
+        depth = 0
+        while heard[0].order.holds(heard[1], self._name):
+            self.release()
+            depth += 1
+        return depth
+
+    def _acquire_restore(self, state: Any) -> None:
+        if listener() is None:
+            self._real._acquire_restore(state)
+            return
+        for _ in range(state):
+            self.acquire()
+
+
+class ModelledBarrier:
+    def __init__(self, parties: int, name: str) -> None:
+        self._parties, self._name = parties, name
+
+    def wait(self) -> None:
+        heard = listener()
+        assert heard is not None, "only replicas under a schedule wait at a modelled barrier"
+        host, own = heard
+        host.announce(own, Operation(BARRIER, self._name, (self._name,), LOCK, str(self._parties)))
+
+    def abort(self) -> None:
+        """Nobody waits here but in the schedule, which lets everybody go by itself."""
+
+
+class ModelledReadWriteLock:
+    """Lets a reader in whenever no writer is inside: more orders than `ReadWriteLock`, which makes readers queue."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def read(self) -> AbstractContextManager[None]:
+        return self._section(SHARE, UNSHARE)
+
+    def write(self) -> AbstractContextManager[None]:
+        return self._section(ACQUIRE, RELEASE)
+
+    @contextmanager
+    def _section(self, enter: str, leave: str) -> Iterator[None]:
+        self._announce(enter)
+        try:
+            yield
+        finally:
+            self._announce(leave)
+
+    def _announce(self, kind: str) -> None:
+        heard = listener()
+        assert heard is not None, "only replicas under a schedule use a modelled lock"
+        host, own = heard
+        host.announce(own, Operation(kind, self._name, (self._name,), LOCK))
