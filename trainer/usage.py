@@ -20,6 +20,7 @@ the state that the replicas share.
                                                sweep.png
   python -m trainer report FOLDER...           the same table, CSV and plot again, of runs and sweeps that are there
   python -m trainer show modes|state|guarantees|experiments
+  python -m trainer show modes|state --prove   the same claims, each held to every order of a small case
 """
 
 HYDRA = """\
