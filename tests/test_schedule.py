@@ -18,7 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.schedule.attributes import announced, rebound
-from trainer.schedule.locks import Barrier, Lock, RLock, SharedLock, known_to_the_schedule, modelled, unmodelled
+from trainer.schedule.locks import (
+    AnyLock,
+    Barrier,
+    Lock,
+    RLock,
+    SharedLock,
+    known_to_the_schedule,
+    modelled,
+    unmodelled,
+)
 from trainer.schedule.operations import ACQUIRE, BEGIN, COMPUTE, READ, RELEASE, SHARE, UNSHARE, UPDATE, WRITE, Operation
 from trainer.schedule.order import DONE, Abandoned, Choose, Deadlock, Order
 from trainer.schedule.point import listener, mark, point
@@ -523,6 +532,27 @@ def test_a_lock_with_a_time_limit(timeout: float) -> None:
         return [body, body], lambda: [str(all(found))]
 
     assert (explore(make).found["False"] > 0) == (timeout == 0)
+
+
+@pytest.mark.parametrize(("timeout", "ends"), [(-1.0, "stuck"), (5.0, "gave up")])
+def test_the_time_for_a_lock_is_up_where_nobody_can_go_on(timeout: float, ends: str) -> None:
+    def make() -> tuple[list[Body], Callable[[], list[str]]]:
+        one, other = Lock("one"), Lock("other")
+        got: list[bool] = []
+
+        def body(first: AnyLock, second: AnyLock) -> None:
+            with first:
+                got.append(second.acquire(timeout=timeout))
+                if got[-1]:
+                    second.release()
+
+        return [lambda: body(one, other), lambda: body(other, one)], lambda: [] if all(got) else ["gave up"]
+
+    found = explore(make).found
+    labels = {label: number for label, number in found.items() if label != ORDERS}
+    # The orders that nobody gets out of without a limit are those in which somebody gives up with one.
+    assert list(labels.values()) == [2]
+    assert (ends in labels) == (ends == "gave up")
 
 
 def test_a_wrong_time_limit_is_refused_as_by_threading() -> None:

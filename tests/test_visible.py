@@ -18,9 +18,9 @@ from torch import Tensor
 
 from trainer.schedule.operations import READ, UPDATE, WRITE
 from trainer.schedule.order import Order
-from trainer.schedule.point import hosted
+from trainer.schedule.point import Hidden, hosted
 from trainer.schedule.turnstile import Failed, Turnstile
-from trainer.schedule.visible import Hidden, Pieces, Visible, watched
+from trainer.schedule.visible import Pieces, Visible, watched
 from trainer.state.layout import plan
 
 WAIT = 30.0

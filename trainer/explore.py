@@ -129,6 +129,7 @@ class Explorer:
                 self._count(orders)
                 self._report(self.explored, orders.share)
         self._count(orders)
+        self.explored.hidden |= orders.hidden
         return not orders.unfinished
 
     @property

@@ -23,6 +23,7 @@ from trainer.explore import Broken, Explorer
 from trainer.report import trace
 from trainer.report.observer import Observer
 from trainer.schedule.case import Case
+from trainer.schedule.point import Hidden
 from trainer.schedule.search import Unsteady
 from trainer.schedule.tokens import Diverged
 from trainer.schedule.turnstile import Failed, Stalled
@@ -178,10 +179,12 @@ def explorer_of(
     return Explorer(config, case, new_record, lambda record: find(config, record), report, stop)
 
 
-def _told(broken: Broken) -> RunBroken:
+def _told(broken: Broken) -> RunBroken | ConfigError:
     """What broke, where, and how to see it again."""
     error = broken.__cause__
     assert isinstance(error, Failed | Stalled)
+    if isinstance(error.__cause__, Hidden):
+        return ConfigError(str(error.__cause__))
     steps = [event.step for event in broken.order.history.events if event.replica == error.replica]
     kind: ErrorKind = "deadlock" if isinstance(error, Stalled) else "crash"
     return RunBroken(kind, f"{error} (schedule=replay schedule.token={broken.token})", error.replica, max([0, *steps]))

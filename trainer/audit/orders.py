@@ -81,6 +81,7 @@ class Explored:
         counts: label -> orders that have it, and under `ORDERS` all.
         examples: `GUARANTEE KIND` -> the smallest order that shows it.
         first: what the first order showed, by guarantee.
+        hidden: whether replicas were seen to share what is not announced.
         distinct: of orders drawn at random, those of which none is equivalent to another.
         sought: the kinds of anomaly that a recipe looked for.
     """
@@ -93,6 +94,7 @@ class Explored:
     examples: dict[str, Example] = field(default_factory=dict)
     first: dict[str, Finding] = field(default_factory=dict)
     distinct: int = 0
+    hidden: bool = False
     sought: tuple[str, ...] = ()
 
     @property
@@ -184,6 +186,12 @@ def over_all(explored: Explored, replay: Callable[[str], str], *, same_bits: boo
         found["no_lost_updates"].evidence += (
             f"; in {explored.counts[DISAGREE]:,} orders canaries and versions disagree: something wrote what it had "
             "not read through the schedule"
+        )
+    if explored.hidden:
+        found[
+            "no_lost_updates"
+        ].evidence += (
+            "; replicas share something that is not announced, of which the schedule sees no more than its effects"
         )
     return found
 

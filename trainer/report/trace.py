@@ -33,6 +33,7 @@ from trainer.schedule.operations import (
     BARRIER,
     BEGIN,
     MARKS,
+    REENTRANT,
     RELEASE,
     SHARE,
     TRY,
@@ -152,12 +153,12 @@ def of_history(history: History, token: str = "") -> Trace:
             _leave(others, lane, operation.name, granted)
         elif operation.kind == BARRIER:
             lane.wait(operation, announced, granted)
-        elif operation.kind in (ACQUIRE, SHARE):
-            lane.wait(operation, announced, granted)
-            lane.enter(event, granted)
-            others.append(lane)
-        elif operation.kind == TRY:
-            if not others or (operation.value == "reentrant" and others[-1] is lane):
+        elif operation.kind in (ACQUIRE, SHARE, TRY):
+            # One that was tried, or for a time only, may have come to nothing.
+            free = not others or operation.kind == SHARE or (REENTRANT in operation.value and others[-1] is lane)
+            if operation.kind != TRY:
+                lane.wait(operation, announced, granted, granted=free)
+            if free:
                 lane.enter(event, granted)
                 others.append(lane)
         else:

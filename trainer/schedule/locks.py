@@ -21,7 +21,19 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Protocol, TypeVar
 
-from trainer.schedule.operations import ACQUIRE, BARRIER, LOCK, READ, RELEASE, SHARE, TRY, UNSHARE, Operation
+from trainer.schedule.operations import (
+    ACQUIRE,
+    BARRIER,
+    LOCK,
+    READ,
+    REENTRANT,
+    RELEASE,
+    SHARE,
+    TIMED,
+    TRY,
+    UNSHARE,
+    Operation,
+)
 from trainer.schedule.point import Host, listener
 
 T = TypeVar("T")
@@ -185,7 +197,7 @@ def _asker(frame: FrameType) -> str:
 class ModelledLock:
     """A lock whose holder the schedule keeps. For threads that are no replicas of a schedule it is an ordinary lock.
 
-    A time-out never comes: an acquisition with one is like any other, and where nobody can go on that is a deadlock.
+    The time of an acquisition with a time-out is up when nobody can go on otherwise, and not before.
     """
 
     def __init__(self, name: str) -> None:
@@ -204,8 +216,8 @@ class ModelledLock:
             raise RuntimeError(f"{self._name} is held by a thread that is no replica, and no order can free it")
         host, own = heard
         waits = blocking and timeout != 0
-        self._announce(host, own, ACQUIRE if waits else TRY)
-        return waits or host.order.tried
+        self._announce(host, own, ACQUIRE if waits else TRY, TIMED if timeout > 0 else "")
+        return host.order.tried
 
     def release(self) -> None:
         heard = listener()
@@ -265,15 +277,16 @@ class ModelledLock:
         """Anybody may release a plain lock that is held."""
         return host.order.is_held(self._name)
 
-    def _announce(self, host: Host, own: int, kind: str) -> None:
-        host.announce(own, Operation(kind, self._name, (self._name,), LOCK, self._value))
+    def _announce(self, host: Host, own: int, kind: str, more: str = "") -> None:
+        value = " ".join(filter(None, [self._value, more]))
+        host.announce(own, Operation(kind, self._name, (self._name,), LOCK, value))
 
 
 class ModelledRLock(ModelledLock):
     """As `ModelledLock`, but the replica that holds it may go in again; it is free after as many releases."""
 
     _refusal = "cannot release un-acquired lock"
-    _value = "reentrant"
+    _value = REENTRANT
 
     def _make_real(self) -> object:
         return threading._CRLock()  # type: ignore[attr-defined]

@@ -14,13 +14,16 @@ from typing import NamedTuple
 READ, WRITE, UPDATE = "read", "write", "update"
 # Locks: alone, shared by readers, and tried without waiting.
 ACQUIRE, RELEASE, SHARE, UNSHARE, TRY = "acquire", "release", "share", "unshare", "try"
+# What may be said of an acquisition: by whoever has the lock already; for a time only.
+REENTRANT, TIMED = "reentrant", "timed"
 # All parties go on together.
 BARRIER = "barrier"
 # Not operations but marks in a history, which nobody waits for: a step begins, a gradient was computed from what was
 # read before, the step's writes are not to count.
 BEGIN, COMPUTE, ABORT = "begin", "compute", "abort"
 
-CHANGES = frozenset((WRITE, UPDATE, ACQUIRE, RELEASE, SHARE, UNSHARE, TRY, BARRIER))
+# Of what two replicas do at one place, these conflict with everything, and the others only with these.
+CHANGES = frozenset((WRITE, UPDATE, ACQUIRE, RELEASE, TRY, BARRIER))
 MARKS = frozenset((BEGIN, COMPUTE, ABORT))
 
 # What kind of thing a place belongs to.

@@ -25,7 +25,9 @@ from trainer.schedule.operations import (
     BEGIN,
     CHANGES,
     LOCK,
+    REENTRANT,
     SHARE,
+    TIMED,
     TRY,
     UPDATE,
     Event,
@@ -80,8 +82,9 @@ class Order:
             operations that nobody else could have come before are in it, too.
         preemptions: times that a replica was passed over which had just run and could go on.
         switches: times that another replica than the last was granted an operation.
-        tried: whether the lock that was tried last was free, or that was released last was held.
+        tried: whether the lock that was asked for last was free, or that was released last was held.
         told: the name of every granted operation, in order.
+        state: a digest of what replicas hold (`fingerprint.py`), where somebody may share what is not announced.
     """
 
     def __init__(self, num_replicas: int, choose: Choose, *, joint: bool = False, copies: bool = False) -> None:
@@ -94,6 +97,7 @@ class Order:
         self.preemptions = 0
         self.switches = 0
         self.tried = False
+        self.state: Callable[[], bytes | None] = lambda: None
         self._choose = choose
         self._steps = [-1] * num_replicas
         self._locks: dict[str, _Lock] = {}
@@ -122,6 +126,8 @@ class Order:
         if not able:
             if all(operation is DONE for operation in self.pending):
                 return None
+            able = self._out_of_time()
+        if not able:
             raise self._deadlock()
         chosen = able[0] if len(able) == 1 else self._choose(self)
         if self.last is not None and chosen != self.last:
@@ -183,7 +189,7 @@ class Order:
         lock = self._locks.get(operation.name)
         if lock is None:
             return True
-        if operation.value == "reentrant" and lock.owner == own:
+        if REENTRANT in operation.value and lock.owner == own:
             return True
         if operation.kind == SHARE:
             return lock.owner is None
@@ -222,9 +228,7 @@ class Order:
     def _lock(self, own: int, operation: Operation) -> None:
         lock = self._locks.setdefault(operation.name, _Lock())
         match operation.kind:
-            case "acquire":
-                lock.owner, lock.depth = own, lock.depth + 1
-            case "try":
+            case "acquire" | "try":
                 self.tried = self._is_free(own, operation)
                 if self.tried:
                     lock.owner, lock.depth = own, lock.depth + 1
@@ -263,6 +267,12 @@ class Order:
             self.last = None  # whoever goes next interrupts nobody
             return True
         return False
+
+    def _out_of_time(self) -> list[int]:
+        """Who waits for a lock with a time-out, the first of them, where nobody can go on: its time is up."""
+        waiting = enumerate(self.pending)
+        timed = (own for own, each in waiting if each is not None and each.kind == ACQUIRE and TIMED in each.value)
+        return list(timed)[:1]
 
     def _deadlock(self) -> Deadlock:
         waits = {own: each for own, each in enumerate(self.pending) if each is not None and each is not DONE}

@@ -16,6 +16,10 @@ from trainer.schedule.operations import VARIABLE, Operation
 from trainer.schedule.order import Order
 
 
+class Hidden(Exception):
+    """Code under a schedule asked for something that can then be used unannounced."""
+
+
 class Host(Protocol):
     """Who runs replicas under an order: `turnstile.py` for threads, `turn_table.py` for MirroredStrategy."""
 

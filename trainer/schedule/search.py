@@ -54,6 +54,8 @@ class Search:
     Attributes:
         runs: those begun, whether they were completed or cut.
         completed: those completed.
+        hidden: whether equivalent prefixes were seen to lead to different states (`Order.state`), which are then run
+            for themselves: replicas share something that is not announced.
 
     Thread-safety: one call at a time.
     """
@@ -62,10 +64,12 @@ class Search:
         self.preemptions = preemptions
         self.runs = 0
         self.completed = 0
+        self.hidden = False
         self.unfinished = True
         self._path: list[_Node] = []
         self._depth = 0
         self._seen: dict[Hashable, Counter[str]] = {}
+        self._states: dict[Hashable, Hashable] = {}
         self._known: Counter[str] | None = None
         self._found: Counter[str] = Counter()
 
@@ -131,7 +135,11 @@ class Search:
         return [last, *(own for own in able if own != last)]
 
     def _enter(self, order: Order, able: list[int]) -> None:
-        key: Hashable = order.prefix
+        state: Hashable = order.state()
+        if state is not None:
+            state = (state, *(operation and operation.told for operation in order.pending))
+            self.hidden |= self._states.setdefault(order.prefix, state) != state
+        key: Hashable = (order.prefix, state)
         if self.preemptions is not None:
             key = (key, order.last, order.preemptions)
         self._known = self._seen.get(key)

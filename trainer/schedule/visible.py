@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from trainer.schedule.operations import APART, READ, UPDATE, VARIABLE, WRITE, Operation
-from trainer.schedule.point import Host, listener
+from trainer.schedule.point import Hidden, Host, listener
 from trainer.state.layout import Layout
 
 # In place, element by element, and to the last bit the same whether all at once or in pieces.
@@ -69,10 +69,6 @@ HIDDEN = frozenset(
 )
 # No operators either, but a copy does as well.
 TELLING = frozenset(("tolist", "__repr__", "__format__", "__deepcopy__", "__reduce_ex__"))
-
-
-class Hidden(Exception):
-    """Code under a schedule asked for memory that can then be used unannounced."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.audit.records import Floats, RunRecord
 from trainer.config import Config, Custom
 from trainer.schedule.attributes import announced
+from trainer.schedule.fingerprint import MOST_ELEMENTS, fingerprint, held
 from trainer.schedule.locks import known_to_the_schedule, modelled
 from trainer.schedule.order import Order
 from trainer.schedule.replay import cut
@@ -22,7 +23,7 @@ from trainer.strategies.hosting import StopFlag, Watcher, turned_on
 from trainer.strategies.steps import Steps
 from trainer.strategies.threads import Threads, build_mode, kind_of
 from trainer.updates.all_reduce import AllReduce
-from trainer.updates.shared_vector import SharedVector
+from trainer.updates.shared_vector import Replica, SharedVector
 from trainer.workloads.train import Training
 
 STALL_SECONDS = 20.0
@@ -60,6 +61,8 @@ class ThreadsCase:
                 mode = build_mode(config, training, kind=self._kind, captured=self._captured, watch=self._watch)
                 steps = self._steps or RememberedSteps
                 threads = Threads(config, training, record, self._watcher, self._stop, mode=mode, steps=steps)
+                if isinstance(config.update_mode, Custom):
+                    order.state = state_of(mode[0], mode[1], mode[2])
                 threads.begin(again=self._steps is not None)
                 self._steps = threads.steps
                 bodies = [partial(threads.replica, own) for own in range(self.num_replicas)]
@@ -100,6 +103,22 @@ class RememberedSteps(Steps):
             self._bytes += snapshot.nbytes + found.nbytes
             self._known[key] = found
         return self._known[key]
+
+
+def state_of(shared: SharedVector, user: object, replicas: Sequence[Replica]) -> Callable[[], bytes | None]:
+    """What a user's own code and the replicas hold; nothing where that is too much to look at.
+
+    Args:
+        user: the user's update mode or loop.
+    """
+    if shared.plain.numel() * (1 + 2 * len(replicas)) > MOST_ELEMENTS:
+        return lambda: None
+
+    def state() -> bytes:
+        own = [part for each in replicas for part in (each.snapshot, each.contribution, each.delta)]
+        return fingerprint([shared.plain, *held(user), *own])
+
+    return state
 
 
 def stall_seconds(config: Config) -> float:

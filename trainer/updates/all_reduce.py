@@ -34,8 +34,8 @@ class AllReduce:
 
     def step(self, replica: Replica, compute: Compute) -> None:
         self.shared.copy_to(replica)
-        compute(replica)
         point(WRITE, self.joint.contributions[replica.replica_id], of=CONTRIBUTION)
+        compute(replica)
         self.barrier.wait()  # every contribution is there, and every snapshot was taken
         self.joint.add_share(replica)
         if replica.replica_id == 0:

@@ -44,12 +44,12 @@ from trainer.schedule.point import mark
 from trainer.schedule.turnstile import Turnstile
 from trainer.state import layout as layouts
 from trainer.state.layout import Layout
-from trainer.strategies.controlled_threads import stall_seconds, watch
+from trainer.strategies.controlled_threads import stall_seconds, state_of, watch
 from trainer.strategies.hosting import RunBroken, StopFlag, Watcher
 from trainer.strategies.replica_threads import ReplicaThreads
 from trainer.strategies.traced_threads import traced, watch_loop
 from trainer.updates import optimizers
-from trainer.updates.shared_vector import SharedVector
+from trainer.updates.shared_vector import Replica, SharedVector
 
 
 class Loop(Protocol):
@@ -78,14 +78,14 @@ class LoopReplica:
         self.module = module
         self._shared, self._recorder, self._ended = shared, recorder, ended
         self._row = _row(shared.layout)
-        self._workspace = shared.replica(replica_id, whole=True)
+        self.workspace = shared.replica(replica_id, whole=True)
         self._statistics = shared.layout.regions["statistics"]
         self._statistics_read = torch.empty(0)
         self._read_canaries = torch.from_numpy(shared.layout.read_canaries.reshape(-1))
         self._own = torch.from_numpy(shared.layout.own_canaries(replica_id))
         self._parameters = list(module.parameters())
         self._begun = False
-        _become(module, shared.layout, self._workspace.snapshot)
+        _become(module, shared.layout, self.workspace.snapshot)
         self._note_read()  # the initial values: it is made before there are threads
 
     def read(self) -> None:
@@ -98,27 +98,27 @@ class LoopReplica:
             raise threading.BrokenBarrierError
         self._begin()
         with torch.no_grad():
-            self._shared.copy_to(self._workspace)
+            self._shared.copy_to(self.workspace)
             self._note_read()
 
     def _note_read(self) -> None:
-        self._statistics_read = self._workspace.snapshot[self._statistics].clone()
-        self._canaries = self._workspace.snapshot.index_select(0, self._read_canaries)
+        self._statistics_read = self.workspace.snapshot[self._statistics].clone()
+        self._canaries = self.workspace.snapshot.index_select(0, self._read_canaries)
 
     def add(self, loss: Tensor) -> None:
         """Apply the module's gradients to the current shared values, in place."""
         with torch.no_grad():
             self._contribute()
-            self._shared.add(self._workspace, self._shared.delta(self._workspace, base=self._shared.vector))
+            self._shared.add(self.workspace, self._shared.delta(self.workspace, base=self._shared.vector))
             self._note(loss)
 
     def replace(self, loss: Tensor) -> None:
         """Apply the module's gradients to what was read, and put the result in place of the shared values."""
         with torch.no_grad():
             self._contribute()
-            read = self._workspace.snapshot.clone()
+            read = self.workspace.snapshot.clone()
             read[self._statistics] = self._statistics_read
-            self._shared.replace(self._workspace, read + self._shared.delta(self._workspace, base=read))
+            self._shared.replace(self.workspace, read + self._shared.delta(self.workspace, base=read))
             self._note(loss)
 
     def _begin(self) -> None:
@@ -137,14 +137,14 @@ class LoopReplica:
                 contribution[segment.span] = parameter.grad.reshape(-1)
                 parameter.grad = None
         # Canaries have not changed in the snapshot, so they stay as they are.
-        contribution[self._statistics] += self._workspace.snapshot[self._statistics] - self._statistics_read
-        self._workspace.contribution = contribution
+        contribution[self._statistics] += self.workspace.snapshot[self._statistics] - self._statistics_read
+        self.workspace.contribution = contribution
 
     def _note(self, loss: Tensor) -> None:
         self._begun = False
         row = np.full(self._row.canaries.stop, -1, np.float32)
         row[0], row[self._row.canaries] = loss.item(), self._canaries.numpy()
-        self._recorder.note(row, Noted(self._workspace.version, self._workspace.staleness, -1, 0, 0, 0))
+        self._recorder.note(row, Noted(self.workspace.version, self.workspace.staleness, -1, 0, 0, 0))
 
 
 def train(config: Config, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
@@ -179,6 +179,7 @@ class LoopCase:
         config = self._config
         with modelled(), known_to_the_schedule():
             threads = LoopThreads(config, record, self._kind, lambda shared: watch(shared, config, joint=False))
+            order.state = state_of(threads.shared, threads.loop, threads.workspaces)
             bodies = [partial(threads.replica, own) for own in range(self.num_replicas)]
             Turnstile(order, stall_seconds(config)).run(bodies)
         threads.finish()
@@ -217,6 +218,10 @@ class LoopThreads:
             LoopReplica(own, copy.deepcopy(self.loop.module), self.shared, recorder, self.ended)
             for own, recorder in enumerate(self._recorders)
         ]
+
+    @property
+    def workspaces(self) -> list[Replica]:
+        return [replica.workspace for replica in self._replicas]
 
     def run(self, watcher: Watcher, stop: StopFlag) -> None:
         """Run the threads freely."""
