@@ -7,12 +7,15 @@ whoever stops running opens the next one's directly.
 from __future__ import annotations
 
 import _thread
+import ctypes
 import gc
+import os
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import FrameType
 
 from trainer.schedule.operations import Operation
@@ -51,10 +54,14 @@ class Turnstile:
 
     Args:
         seconds: after which a replica that neither ends nor announces anything is given up.
+        pins: keep the threads on one core, where a hand-off is faster than waking another core; not where they have
+            helpers of their own, as intra-op threads are, which would be kept there with them.
     """
 
-    def __init__(self, order: Order, seconds: float = 60.0) -> None:
+    def __init__(self, order: Order, seconds: float = 60.0, *, pins: bool = True) -> None:
         self.order = order
+        self._pins = pins
+        self._core: int | None = None
         self._seconds = seconds
         self._turns = [_locked() for _ in range(order.num_replicas)]
         self._over = _locked()
@@ -75,6 +82,7 @@ class Turnstile:
             threading.Thread(target=self._replica, args=(own, body), name=f"replica-{own}", daemon=True)
             for own, body in enumerate(bodies)
         ]
+        self._core = _core() if self._pins else None
         with hosted(self):
             for own, thread in enumerate(threads):
                 thread.start()
@@ -100,6 +108,9 @@ class Turnstile:
             raise Abandoned
 
     def _replica(self, own: int, body: Callable[[], None]) -> None:
+        if self._core is not None:
+            with suppress(OSError):  # where it is not allowed, hand-offs take longer
+                os.sched_setaffinity(0, {self._core})
         self._turns[own].acquire()
         error = self._run_body(own, body)
         # From here on another thread may get this one's identity.
@@ -193,6 +204,15 @@ def _frames() -> dict[int, FrameType]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _core() -> int | None:
+    """The core that the calling thread is on; None where the system does not say."""
+    try:
+        found = int(ctypes.CDLL(None).sched_getcpu())
+    except (AttributeError, OSError):
+        return None
+    return found if hasattr(os, "sched_setaffinity") and found in os.sched_getaffinity(0) else None
 
 
 def _locked() -> _thread.LockType:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainer.audit.records import Floats, RunRecord
@@ -66,7 +67,7 @@ class ThreadsCase:
                 threads.begin(again=self._steps is not None)
                 self._steps = threads.steps
                 bodies = [partial(threads.replica, own) for own in range(self.num_replicas)]
-                Turnstile(order, stall_seconds(config)).run(bodies)
+                turnstile(order, config).run(bodies)
             record.mode_left = training.precision.current()
         threads.finish()
         threads.complete()
@@ -121,9 +122,11 @@ def state_of(shared: SharedVector, user: object, replicas: Sequence[Replica]) ->
     return state
 
 
-def stall_seconds(config: Config) -> float:
-    """How long a replica may take from one announcement to the next: less than a free run's step, for it runs alone."""
-    return min(config.train.stall_seconds, STALL_SECONDS)
+def turnstile(order: Order, config: Config) -> Turnstile:
+    """What lets the replicas' threads go on one at a time."""
+    # From one announcement to the next takes less than a free run's step, for a replica runs alone.
+    seconds = min(config.train.stall_seconds, STALL_SECONDS)
+    return Turnstile(order, seconds, pins=torch.get_num_threads() == 1)
 
 
 def watch(shared: SharedVector, config: Config, *, joint: bool) -> None:

@@ -41,10 +41,9 @@ from trainer.schedule.locks import known_to_the_schedule, modelled
 from trainer.schedule.operations import BEGIN, COMPUTE
 from trainer.schedule.order import Order
 from trainer.schedule.point import mark
-from trainer.schedule.turnstile import Turnstile
 from trainer.state import layout as layouts
 from trainer.state.layout import Layout
-from trainer.strategies.controlled_threads import stall_seconds, state_of, watch
+from trainer.strategies.controlled_threads import state_of, turnstile, watch
 from trainer.strategies.hosting import RunBroken, StopFlag, Watcher
 from trainer.strategies.replica_threads import ReplicaThreads
 from trainer.strategies.traced_threads import traced, watch_loop
@@ -181,7 +180,7 @@ class LoopCase:
             threads = LoopThreads(config, record, self._kind, lambda shared: watch(shared, config, joint=False))
             order.state = state_of(threads.shared, threads.loop, threads.workspaces)
             bodies = [partial(threads.replica, own) for own in range(self.num_replicas)]
-            Turnstile(order, stall_seconds(config)).run(bodies)
+            turnstile(order, config).run(bodies)
         threads.finish()
 
 
