@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from trainer.config import OPTIONS, Config
 from trainer.experiments import experiments
-from trainer.keys import keys
+from trainer.keys import Key, keys
 from trainer.state.mechanisms import HOLDERS
 
 HEAD = """\
@@ -57,11 +57,22 @@ def _groups() -> Iterator[str]:
 def _keys() -> Iterator[str]:
     yield "Keys, KEY=VALUE (with their defaults)"
     for key in keys().values():
-        owners = f"With {' and '.join(key.owners)} only." if key.owners else ""
+        owners = _owners(key)
         group, _, own = key.name.partition(".")
         text = f"Held by: safe, naive, or {', '.join(HOLDERS[own])}." if group == "state" else key.text
         yield from _row(key.name, " ".join(filter(None, (text, owners, f"Default: {key.default}."))))
     yield ""
+
+
+def _owners(key: Key) -> str:
+    """Which options have a key, or which have not, whatever is shorter; nothing where all have it."""
+    if not key.owners:
+        return ""
+    group = key.name.partition(".")[0]
+    others = [f"{group}={option}" for option in OPTIONS[group] if f"{group}={option}" not in key.owners]
+    if len(others) < len(key.owners):
+        return f"Not with {' or '.join(others)}."
+    return f"With {' and '.join(key.owners)} only."
 
 
 def _row(name: str, text: str) -> list[str]:
