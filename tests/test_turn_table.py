@@ -58,6 +58,18 @@ def test_every_order_of_a_program_is_run_and_ends_as_it_must(
     assert programs[program]["found"] == ends
 
 
+LOSES = {"orders": 6, "[1.0, 1.0]": 4, "[2.0, 2.0]": 2}
+KEEPS = {"orders": 2, "[2.0, 2.0]": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "ends"),
+    [("assign", LOSES), ("assign_add", KEEPS), ("assign_sub", KEEPS), ("assign_add in pieces", LOSES)],
+)
+def test_plain_threads_on_a_variable_of_tensorflow_s(programs: Found, change: str, ends: dict[str, int]) -> None:
+    assert programs[change]["found"] == ends
+
+
 def test_replicas_go_in_the_order_that_was_chosen(programs: Found) -> None:
     told = [f"{own} {kind} x" for kind in ("read", "write") for own in (0, 1)]
     assert programs["in turn"]["done"] == told * 2

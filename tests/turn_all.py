@@ -28,7 +28,8 @@ from trainer.schedule.order import Abandoned, Deadlock, Order
 from trainer.schedule.point import point
 from trainer.schedule.search import Search
 from trainer.schedule.turn_table import TurnTable
-from trainer.schedule.turnstile import Failed, Stalled
+from trainer.schedule.turnstile import Failed, Stalled, Turnstile
+from trainer.schedule.visible_variable import VisibleVariable
 from trainer.state.settings import ASKED_BY, snapshot
 from trainer.strategies import mirrored
 from trainer.strategies.in_replica import replica_id
@@ -170,6 +171,18 @@ class Programs:
         tf.function(self.add, autograph=False)()
 
 
+def on_plain_threads(change: Callable[[VisibleVariable], Any], *, splits_updates: bool = False) -> Facts:
+    """Every order of two plain threads that each change one variable: how many orders end in which value."""
+
+    def run(order: Order) -> list[str]:
+        variable = tf.Variable([0.0, 0.0])
+        visible = VisibleVariable(variable, "total", splits_updates=splits_updates)
+        Turnstile(order).run([lambda: change(visible)] * 2)
+        return [str(variable.numpy().tolist())]
+
+    return covered(2, run)
+
+
 def programs() -> dict[str, Any]:
     used, real_lock = Programs(), threading.Lock()
 
@@ -200,6 +213,10 @@ def programs() -> dict[str, Any]:
         "in turn": outcome_of(2, used.add_twice, in_turn),
         "returns": outcome_of(3, replica_id, first),
         "real lock": outcome_of(2, holds_a_real_lock, in_turn),
+        "assign": on_plain_threads(lambda variable: variable.assign(variable + 1.0)),
+        "assign_add": on_plain_threads(lambda variable: variable.assign_add([1.0, 1.0])),
+        "assign_add in pieces": on_plain_threads(lambda variable: variable.assign_add([1.0, 1.0]), splits_updates=True),
+        "assign_sub": on_plain_threads(lambda variable: variable.assign_sub([-1.0, -1.0])),
     }
     found["left behind"] = {"merge_call": "merge_call" in vars(tf.distribute.ReplicaContext)}
     return found
