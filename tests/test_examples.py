@@ -139,3 +139,36 @@ def test_what_cannot_be_brought_is_told_in_one_line(
     if message:
         assert message in " ".join((ended.stdout + ended.stderr).split())
         assert "Traceback" not in ended.stdout + ended.stderr
+
+
+PAGE = (EXAMPLES.parent.parent / "docs" / "schedules.md").read_text()
+RACE = ["model=linear", "train.steps=1", "require=[no_lost_updates]"]
+
+
+@pytest.mark.slow
+def test_the_race_of_the_page_is_found_in_as_many_orders_as_it_says_and_replayed_by_its_line(
+    examples: Command,
+) -> None:
+    ended = examples("update_mode._target_=checked_write.Racy", *RACE, "schedule=search", "hydra.run.dir=run")
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    found = verdict(examples.folder / "run")
+    lost = next(each for each in found["anomalies"] if each["kind"] == "lost_update")
+    assert f"lost_update: {lost['count']:,} of {lost['of']:,}" in PAGE
+    # The page has the picture and the line as the console shows them, wrapped.
+    assert all(line.strip() in PAGE for line in lost["witness"].splitlines()[1:])
+    words = lost["replay"].split()
+    assert all(word in PAGE for word in words)
+    replayed = examples(*[word.strip("'") for word in words[3:]], "audit.repeat=3", "hydra.run.dir=again")
+    assert replayed.returncode == 1, replayed.stdout + replayed.stderr
+    again = verdict(examples.folder / "again")
+    assert again["final_parameters_sha256"] == found["final_parameters_sha256"] is not None
+    assert again["outcomes_distinct"] == 1
+
+
+@pytest.mark.slow
+def test_the_race_of_the_page_is_fixed_in_every_order(examples: Command) -> None:
+    ended = examples("update_mode._target_=checked_write.Safe", *RACE, "schedule=search", "hydra.run.dir=run")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    kept = next(each for each in verdict(examples.folder / "run")["guarantees"] if each["name"] == "no_lost_updates")
+    assert (kept["status"], kept["covers"]["kind"]) == ("upheld", "all_orders")
+    assert f"all {kept['covers']['orders']:,} orders" in PAGE

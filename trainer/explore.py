@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trainer.audit.findings import Finding
 from trainer.audit.guarantees import GUARANTEES
-from trainer.audit.orders import ORDERS, Example, Explored, Judged, deadlocked, judge_order
+from trainer.audit.orders import ORDERS, Example, Explored, Judged, deadlocked, judge_order, pictured
 from trainer.audit.records import RunRecord
 from trainer.audit.spans import Trace
 from trainer.config import Config, Replay, Search, Seeded
@@ -278,5 +278,5 @@ class Explorer:
                 if before is None or size < before.size:
                     token = str(token_of(order, self._hash))
                     explored.examples[label] = Example(
-                        token, order.preemptions, order.switches, anomaly, tuple(order.granted)
+                        token, order.preemptions, order.switches, pictured(anomaly, order.history), tuple(order.granted)
                     )

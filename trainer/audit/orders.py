@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from trainer.audit import copies
@@ -41,11 +41,6 @@ class Example:
     @property
     def size(self) -> tuple[int, int, int]:
         return self.preemptions, self.switches, len(self.granted)
-
-    @property
-    def rank(self) -> tuple[tuple[int, int, int], bool]:
-        """Smallest first; of those as small as each other, one with a picture."""
-        return self.size, "\n" not in self.anomaly.witness
 
 
 @dataclass
@@ -134,8 +129,9 @@ def judge_order(
         told.setdefault(each.guarantee, []).append(_anomaly(each, history))
     for name, seen in told.items():
         if name not in OF_THE_HISTORY:
-            found.setdefault(name, Finding("")).anomalies += seen
-            continue
+            # What both have seen is told by the history, which knows the operations.
+            finding, kinds = found.setdefault(name, Finding("")), {each.kind for each in seen}
+            finding.anomalies = [*seen, *(each for each in finding.anomalies if each.kind not in kinds)]
     for name in OF_THE_HISTORY:
         by_record, by_history = found[name].anomalies, told.get(name, [])
         lost = any(each.kind in ("lost_update", "dropped_update") for each in by_history)
@@ -149,6 +145,13 @@ def judge_order(
         if not found[name].anomalies:
             found[name].evidence = _told_history(found[name].evidence, history, name)
     return Judged(found, copies.outcome(record))
+
+
+def pictured(anomaly: Anomaly, history: History) -> Anomaly:
+    """The same with a picture of the order, where it has none of its own: what a record alone has shown."""
+    if "\n" in anomaly.witness:
+        return anomaly
+    return replace(anomaly, witness=f"{anomaly.witness}\n{picture(history)}")
 
 
 def _told_history(by_record: str, history: History, name: str) -> str:
@@ -210,7 +213,7 @@ def _over_all(explored: Explored, name: str, replay: Callable[[str], str]) -> Fi
     finding.evidence = (
         f"broken in {broken:,} of {_number(explored.orders)}" if broken else "broken in an order beyond those counted"
     )
-    for index, (label, example) in enumerate(sorted(examples.items(), key=lambda item: item[1].rank)):
+    for index, (label, example) in enumerate(sorted(examples.items(), key=lambda item: item[1].size)):
         seen = example.anomaly
         # One picture a guarantee: what breaks it in another way is often in the same order.
         witness = seen.witness if not index else seen.witness.partition("\n")[0]
