@@ -276,7 +276,8 @@ class Explorer:
                 size = (order.preemptions, order.switches, len(order.granted))
                 before = explored.examples.get(label)
                 if before is None or size < before.size:
-                    token = str(token_of(order, self._hash))
+                    token, seen = str(token_of(order, self._hash)), ran.judged.witnesses.get(label)
+                    told = pictured(anomaly, order.history, seen)
                     explored.examples[label] = Example(
-                        token, order.preemptions, order.switches, pictured(anomaly, order.history), tuple(order.granted)
+                        token, order.preemptions, order.switches, told, tuple(order.granted)
                     )

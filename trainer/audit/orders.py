@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from trainer.audit import copies
-from trainer.audit.anomalies import Found, anomalies
+from trainer.audit.anomalies import anomalies
 from trainer.audit.findings import Finding
 from trainer.audit.lanes import picture
 from trainer.audit.records import RunRecord
@@ -24,6 +24,8 @@ ORDERS = "orders"
 DISAGREE = "disagree"
 Kind = Literal["all_orders", "bounded", "sampled", "unfinished", "replayed"]
 
+# Kinds that versions do not show.
+OF_THE_RECORD = ("multiplied_update", "unconserved_element")
 # What the history tells exactly and for every version, where canaries and counters tell a sample.
 OF_THE_HISTORY = ("no_lost_updates", "no_torn_reads", "atomic_updates", "fresh_gradients")
 
@@ -50,10 +52,12 @@ class Judged:
     Attributes:
         findings: by guarantee.
         outcome: digest of what the run ended in; None where it did not end.
+        witnesses: `GUARANTEE KIND` -> the operations that show it, by their places in the history.
     """
 
     findings: dict[str, Finding]
     outcome: str | None = None
+    witnesses: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def labels(self) -> set[str]:
@@ -125,8 +129,10 @@ def judge_order(
     """
     found = find(record)
     told: dict[str, list[Anomaly]] = {}
+    witnesses: dict[str, tuple[int, ...]] = {}
     for each in anomalies(history):
-        told.setdefault(each.guarantee, []).append(_anomaly(each, history))
+        told.setdefault(each.guarantee, []).append(Anomaly(each.kind, 1, 1, "", each.because))
+        witnesses.setdefault(f"{each.guarantee} {each.kind}", each.events)
     for name, seen in told.items():
         if name not in OF_THE_HISTORY:
             # What both have seen is told by the history, which knows the operations.
@@ -140,18 +146,19 @@ def judge_order(
         if name == "no_lost_updates" and not history.copies and missing != lost:
             found[DISAGREE] = Finding("", anomalies=[Anomaly(DISAGREE, 1, 1, "", f"{by_record} and {by_history}")])
         silent = history.copies or name in ("no_lost_updates", "no_torn_reads")
-        found[name].anomalies = by_history or (by_record if silent else [])
+        others = [each for each in by_record if not by_history or each.kind in OF_THE_RECORD]
+        found[name].anomalies = [*by_history, *(others if silent else [])]
         found[name].checked = True
         if not found[name].anomalies:
             found[name].evidence = _told_history(found[name].evidence, history, name)
-    return Judged(found, copies.outcome(record))
+    return Judged(found, copies.outcome(record), witnesses)
 
 
-def pictured(anomaly: Anomaly, history: History) -> Anomaly:
-    """The same with a picture of the order, where it has none of its own: what a record alone has shown."""
+def pictured(anomaly: Anomaly, history: History, witness: tuple[int, ...] | None) -> Anomaly:
+    """The same with a picture of the order: of what shows the anomaly, or of all where only a record has shown it."""
     if "\n" in anomaly.witness:
-        return anomaly
-    return replace(anomaly, witness=f"{anomaly.witness}\n{picture(history)}")
+        return anomaly  # a deadlock's, which has the stacks as well
+    return replace(anomaly, witness=f"{anomaly.witness}\n{picture(history, witness)}")
 
 
 def _told_history(by_record: str, history: History, name: str) -> str:
@@ -166,10 +173,6 @@ def deadlocked(told: str, stacks: Mapping[int, str], history: History) -> Judged
     where = "\n".join(f"replica {own}:\n{stack}" for own, stack in stacks.items())
     witness = "\n".join([told, picture(history), where])
     return Judged({"no_deadlock": Finding(told, anomalies=[Anomaly("deadlock", 1, 1, "", witness)])})
-
-
-def _anomaly(found: Found, history: History) -> Anomaly:
-    return Anomaly(found.kind, 1, 1, "", f"{found.because}\n{picture(history, found.events)}")
 
 
 def over_all(explored: Explored, replay: Callable[[str], str], *, same_bits: bool) -> dict[str, Finding]:
