@@ -314,8 +314,8 @@ class Order:
 class _Clocks:
     """Vector clocks: which operations came before which for a reason.
 
-    Two operations conflict when they touch one place and at least one of them changes it; locks are places that every
-    operation on them changes.
+    Two operations conflict when they touch one place and at least one of them changes it. A lock is a place that whoever
+    goes in or out changes, but for readers who share it.
 
     Source: Mattern 1989 (vector clocks).
     """
