@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -47,9 +48,10 @@ def test_every_claim_holds_in_every_order_and_the_document_says_so(what: str, do
 
 
 def replays(lines: list[str], folder: Path) -> None:
-    """The first token of the table shows what the table says, by the command that it says."""
+    """The first token that the table has on one line shows what it says, by the command that it says."""
     rows = [line.split() for line in lines]
-    case, guarantee, kind, token = next(row for row in rows if len(row) == 4 and row[3].startswith("s1."))
+    whole = (row for row, following in itertools.pairwise(rows) if len(row) == 4 and len(following) > 1)
+    case, guarantee, kind, token = next(row for row in whole if row[3].startswith("s1."))
     start = next(index for index, row in enumerate(rows) if row[:1] == [case] and "python" in row)
     words = rows[start][1:]
     for row in rows[start + 1 :]:
