@@ -39,7 +39,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from trainer import config as schema
 from trainer.audit.records import RunRecord, code
-from trainer.audit.verdict import Error, Guarantee, Verdict
+from trainer.audit.verdict import Anomaly, Error, Guarantee, Verdict
 from trainer.report import buckets, markdown, tensorboard
 from trainer.report.charts import CATEGORIES
 from trainer.report.tags import DESCRIPTIONS, HYPERPARAMETERS, LOST, METRICS, hyperparameters
@@ -546,6 +546,15 @@ def test_markdown_cells_cannot_break_the_table_or_bring_tags() -> None:
     assert line.count("|") == 6
     assert "<script" not in line
     assert r"\*c\* \_\_d\_\_" in line
+
+
+def test_a_witness_keeps_its_picture_in_markdown() -> None:
+    picture = "  replica 0    replica 1\n> read v @0\n>              write v @1"
+    config = make_config()
+    verdict = make_verdict(config, make_record(config))
+    verdict.anomalies = [Anomaly("lost_update", 4, 6, "orders", f"because of <this>\n{picture}")]
+    found = markdown.verdict(verdict, "violated")
+    assert f"- witness: because of &lt;this>\n\n```\n{picture}\n```\n" in found
 
 
 def test_hyperparameters_leave_out_what_the_run_does_not_have() -> None:

@@ -35,7 +35,12 @@ def config(what: Config) -> str:
 
 def _anomaly(what: Anomaly) -> str:
     lines = [f"**{what.kind}**: {_cell(words.seen(what))}", ""]
-    lines += [f"- {title}: {_cell(text)}" for title, text in words.told_of(what)]
+    for title, text in words.told_of(what):
+        # Below its first line a witness has a picture, of which every space counts.
+        told, _, picture = text.partition("\n")
+        lines.append(f"- {title}: {_cell(told)}")
+        if picture:
+            lines += ["", "```", picture, "```", ""]
     return "\n".join(lines)
 
 
