@@ -18,9 +18,10 @@ from torch import Tensor
 
 from trainer.schedule.operations import READ, UPDATE, WRITE
 from trainer.schedule.order import Order
+from trainer.schedule.pieces import Pieces
 from trainer.schedule.point import Hidden, hosted
 from trainer.schedule.turnstile import Failed, Turnstile
-from trainer.schedule.visible import Pieces, Visible, watched
+from trainer.schedule.visible import Visible, watched
 from trainer.state.layout import plan
 
 WAIT = 30.0

@@ -16,111 +16,28 @@ Free runs never come here: there the shared vector is a plain tensor.
 
 from __future__ import annotations
 
-import bisect
-import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainer.schedule.operations import APART, READ, UPDATE, VARIABLE, WRITE, Operation
+from trainer.schedule.operators import (
+    ACCUMULATING,
+    ADDING,
+    ELEMENTWISE,
+    HIDDEN,
+    LOOKING,
+    PUTTING,
+    REPLACING,
+    SELECTING,
+    TELLING,
+    Declared,
+    declared,
+)
+from trainer.schedule.pieces import Piece, Pieces
 from trainer.schedule.point import Hidden, Host, listener
-from trainer.state.layout import Layout
-
-# In place, element by element, and to the last bit the same whether all at once or in pieces.
-ELEMENTWISE = frozenset(("add_", "sub_", "mul_", "div_", "neg_", "abs_", "lerp_", "addcmul_", "addcdiv_"))
-# In place, and nothing of what was there before is left.
-REPLACING = frozenset(("copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_"))
-# They look at what a tensor is like, not at its values.
-LOOKING = frozenset(
-    (
-        *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"),
-        *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided", "is_same_size"),
-    )
-)
-# They read some elements only, and say which in other arguments.
-SELECTING = frozenset(("index", "index_select", "gather", "take", "masked_select"))
-# They write some elements only; from where each element is and the other arguments, where those are.
-PUTTING: dict[str, Callable[..., Tensor]] = {
-    "index_put_": lambda at, indices, *_: torch.ops.aten.index(at, indices),
-    "masked_fill_": lambda at, mask, *_: at.masked_select(mask),
-    "masked_scatter_": lambda at, mask, *_: at.masked_select(mask),
-    "index_copy_": lambda at, dim, index, *_: at.index_select(dim, index),
-    "index_fill_": lambda at, dim, index, *_: at.index_select(dim, index),
-    "index_add_": lambda at, dim, index, *_: at.index_select(dim, index),
-    "scatter_": lambda at, dim, index, *_: at.gather(dim, index),
-    "scatter_add_": lambda at, dim, index, *_: at.gather(dim, index),
-    "put_": lambda at, index, *_: at.take(index),
-}
-# Those of them that add to what is there, always or when they are told to.
-ADDING = frozenset(("index_add_", "scatter_add_"))
-ACCUMULATING = frozenset(("index_put_", "put_"))
-# They write to arguments of which their declarations do not say so.
-UNDECLARED = {"native_batch_norm": ("running_mean", "running_var")}
-# No operators: they work on memory, or put other memory in its place.
-HIDDEN = frozenset(
-    (
-        *("numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "_typed_storage"),
-        *("set_", "share_memory_", "__set__"),
-    )
-)
-# No operators either, but a copy does as well.
-TELLING = frozenset(("tolist", "__repr__", "__format__", "__deepcopy__", "__reduce_ex__"))
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Elements `start` to `stop` of the flat vector, which are announced together.
-
-    Attributes:
-        of: APART for what replicas write outside of the update mode's transaction.
-    """
-
-    name: str
-    start: int
-    stop: int
-    of: str = VARIABLE
-
-
-class Pieces:
-    """How the flat vector is cut up.
-
-    Args:
-        cuts: further places to cut at, as where the replicas' shares of a joint update meet.
-        chunks: pieces of each variable, of nearly equal size; 1 leaves variables whole.
-    """
-
-    def __init__(self, layout: Layout, *, chunks: int = 1, cuts: Sequence[int] = ()) -> None:
-        self.pieces: list[Piece] = []
-        for segment in layout.segments:
-            size = segment.end - segment.start
-            inner = {segment.start + size * part // chunks for part in range(1, chunks)}
-            inner |= {cut for cut in cuts if segment.start < cut < segment.end}
-            bounds = sorted({segment.start, *inner, segment.end})
-            for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
-                name = f"{segment.name}[{index}]" if len(bounds) > 2 else segment.name
-                self.pieces.append(Piece(name, start, stop, APART if segment.kind in layout.apart else VARIABLE))
-        self._starts = [piece.start for piece in self.pieces]
-
-    def within(self, start: int, stop: int) -> list[Piece]:
-        """Those that elements `start` to `stop` lie in, cut to them."""
-        first = max(0, bisect.bisect_right(self._starts, start) - 1)
-        found = []
-        for piece in self.pieces[first:]:
-            if piece.start >= stop:
-                break
-            if piece.stop > start:
-                found.append(Piece(piece.name, max(start, piece.start), min(stop, piece.stop), piece.of))
-        return found
-
-    def at(self, positions: Tensor) -> list[Piece]:
-        """Those that given elements lie in, whole."""
-        starts = torch.tensor(self._starts)
-        found = set(torch.bucketize(positions.flatten().contiguous(), starts, right=True).tolist())
-        return [self.pieces[index - 1] for index in sorted(found)]
 
 
 class Visible(Tensor):
@@ -169,7 +86,7 @@ class Visible(Tensor):
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Called for every operator that it is given to."""
-        call = _Call(func, _declared(func), args, kwargs or {})
+        call = _Call(func, declared(func), args, kwargs or {})
         if call.declared.reshapes:
             raise Hidden(f".{call.declared.name}() would make a view of the shared vector a view of something else.")
         return next(each.watch for value in (args, call.kwargs.values()) for each in _visible(value)).run(call)
@@ -184,47 +101,11 @@ def watched(vector: Tensor, pieces: Pieces, *, splits_updates: bool) -> Tensor:
     return Visible(vector, Watch(vector, pieces, splits_updates))
 
 
-@dataclass(frozen=True)
-class _Declared:
-    """What PyTorch says of an operator.
-
-    Attributes:
-        written: the arguments that it writes to, by position or by name.
-        outs: those of them that are given by `out=`.
-        views: whether what it returns may be another name for what it was given.
-        reshapes: whether it makes a tensor, in place, one of other elements.
-    """
-
-    name: str
-    written: tuple[int | str, ...]
-    outs: tuple[str, ...]
-    views: bool
-    reshapes: bool
-
-
-@functools.cache
-def _declared(func: Any) -> _Declared:
-    schema, name = func._schema, str(func.overloadpacket.__name__)
-    written = [
-        argument.name if argument.kwarg_only else position
-        for position, argument in enumerate(schema.arguments)
-        if (argument.alias_info is not None and argument.alias_info.is_write)
-        or argument.name in UNDECLARED.get(name, ())
-    ]
-    return _Declared(
-        name,
-        tuple(written),
-        tuple(argument.name for argument in schema.arguments if argument.is_out),
-        any(each.alias_info is not None and not each.alias_info.is_write for each in schema.returns),
-        torch.Tag.inplace_view in func.tags and name != "detach_",
-    )
-
-
 class _Call(NamedTuple):
     """An operator and what it is called with."""
 
     func: Any
-    declared: _Declared
+    declared: Declared
     args: Sequence[Any]
     kwargs: dict[str, Any]
 

@@ -16,9 +16,10 @@ from trainer.schedule.attributes import announced
 from trainer.schedule.fingerprint import MOST_ELEMENTS, fingerprint, held
 from trainer.schedule.locks import known_to_the_schedule, modelled
 from trainer.schedule.order import Order
+from trainer.schedule.pieces import Pieces
 from trainer.schedule.replay import cut
 from trainer.schedule.turnstile import Turnstile
-from trainer.schedule.visible import Pieces, watched
+from trainer.schedule.visible import watched
 from trainer.strategies.capture import capture
 from trainer.strategies.hosting import StopFlag, Watcher, turned_on
 from trainer.strategies.steps import Steps
