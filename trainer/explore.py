@@ -92,6 +92,8 @@ class Explorer:
             self._seek(schedule)
         else:
             self._search(schedule)
+        if self.explored.kind != "replayed":  # a recipe's order has as few preemptions as there can be
+            self._shrink()
         return self._tell_most()
 
     def trace(self) -> Trace | None:
@@ -198,7 +200,6 @@ class Explorer:
             self.explored.orders = self.explored.runs = counts[ORDERS]
             if self._is_due():
                 self._report(self.explored, counts[ORDERS] / (schedule.orders + 1))
-        self._shrink()
 
     def _choosers(self, schedule: Seeded, lengths: list[int]) -> Iterator[Choose]:
         for number in range(schedule.orders):
