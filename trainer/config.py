@@ -309,6 +309,11 @@ class Config:
     # Guarantees to be held to besides the ones that the update mode claims.
     require: list[str] = field(default_factory=list)
 
+    @property
+    def controlled(self) -> bool:
+        """Whether a schedule says who goes next, not the operating system."""
+        return not isinstance(self.schedule, Schedule)
+
 
 # The built-in options of every group. One table: Hydra's groups, `show` and the messages are made from it.
 OPTIONS: dict[str, dict[str, Any]] = {

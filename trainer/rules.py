@@ -17,7 +17,6 @@ from trainer.config import (
     MixedFloat16,
     Npz,
     Replay,
-    Schedule,
     Search,
     Seeded,
     Synthetic,
@@ -316,9 +315,9 @@ def _validate_joint_batch(config: Config, known: Samples) -> None:
 
 def _validate_schedule(config: Config) -> None:
     """Hold a schedule to its keys' ranges, and to a run that it can have under control."""
-    schedule = config.schedule
-    if isinstance(schedule, Schedule):
+    if not config.controlled:
         return
+    schedule = config.schedule
     name = schedule.name
     _one_of("schedule.granularity", schedule.granularity, GRANULARITIES)
     _at_least("schedule.chunks", schedule.chunks, 1)
@@ -380,7 +379,7 @@ def _validate_trace(config: Config) -> None:
     given = f"audit.trace_steps={steps}"
     if audit == "none":
         raise ConfigError(f"{given} needs audit=counters or full: audit=none records nothing.")
-    if not isinstance(config.schedule, Schedule):
+    if config.controlled:
         raise ConfigError(
             f"{given} does not go with schedule={config.schedule.name}, whose trace.json shows every step. "
             "Leave it out."

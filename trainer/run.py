@@ -17,7 +17,7 @@ from trainer.audit.judge import find, judge
 from trainer.audit.orders import Explored
 from trainer.audit.records import Evaluation, ReplicaRecord, RunRecord
 from trainer.audit.verdict import Error, ErrorKind, Verdict, save
-from trainer.config import Config, ConfigError, Custom, Replay, Schedule
+from trainer.config import Config, ConfigError, Custom, Replay
 from trainer.describe import describe, threads_per_replica
 from trainer.explore import Broken, Explorer
 from trainer.report import trace
@@ -104,7 +104,7 @@ def _start(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
     if (own_case := small(config)) is not None:
         workload = importlib.import_module(f"trainer.workloads.{own_case.module}")
         came.record.findings = workload.run(config, came.record, watcher, stop)
-    elif not isinstance(config.schedule, Schedule):
+    elif config.controlled:
         _explore(config, came, watcher, stop)
     elif isinstance(config.workload, Custom):
         from trainer.workloads import own_loop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainer.config import Custom, Schedule, Search, Seeded
+from trainer.config import Custom, Search, Seeded
 from trainer.updates.mechanisms import MODES
 from trainer.workloads.small import small
 
@@ -63,7 +63,7 @@ def checkable(config: Config) -> tuple[str, ...]:
         names.append("replicas_identical")
     if config.audit.repeat > 1 or isinstance(config.schedule, Search | Seeded):
         names.append("same_bits")
-    if not isinstance(config.schedule, Schedule):
+    if config.controlled:
         names.append("no_deadlock")
     if isinstance(config.workload, Custom):
         return tuple(names)  # a loop of the user's own holds the other state itself

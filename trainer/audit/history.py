@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.audit.records import Noted, RunRecord
+from trainer.whole_file import whole
 
 FILE_NAME = "history.npz"
 
@@ -29,8 +30,8 @@ def save(record: RunRecord, folder: Path) -> Path:
     """Write `history.npz`, of the steps that every replica completed, so that a reader sees all of it or none."""
     replicas, steps = record.replicas, slice(0, record.steps_done)
     read = np.stack([replica.read_version[steps] for replica in replicas])
-    path, partial = folder / FILE_NAME, folder / f".{FILE_NAME}"
-    with partial.open("wb") as stream:
+    path = folder / FILE_NAME
+    with whole(path) as partial, partial.open("wb") as stream:
         np.savez_compressed(
             stream,
             losses=np.stack([replica.losses[steps] for replica in replicas]),
@@ -46,7 +47,6 @@ def save(record: RunRecord, folder: Path) -> Path:
             mode_at_exit=_column(record, "exit", np.uint8),
             loss_scale=np.stack([replica.loss_scale[steps] for replica in replicas]),
         )
-    partial.replace(path)
     return path
 
 

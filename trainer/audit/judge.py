@@ -15,7 +15,7 @@ from trainer.audit.guarantees import GUARANTEES, OF_THE_MODE, has_joint_gradient
 from trainer.audit.orders import Explored, over_all
 from trainer.audit.records import RunRecord
 from trainer.audit.verdict import Covers, Error, Guarantee, PrecisionRow, Status, Verdict, sum_up
-from trainer.config import Config, Custom, Schedule, Search, Seeded
+from trainer.config import Config, Custom, Search, Seeded
 from trainer.holders import holder, mechanism
 from trainer.schedule.replay import command
 from trainer.state.mechanisms import HOLDERS
@@ -46,10 +46,9 @@ def judge(
         if record.findings is not None:
             found = dict(record.findings)
         else:
-            found = find(config, record)
+            found, precision = _find(config, record)
             _settle(config, found)
             found["same_bits"] = findings.differing_outcomes(outcomes)
-            _, precision = precision_findings.computed_precision(record)
     why = _why_not(config, error)
     covers = explored.covers if explored is not None else _of_one_run(config)
     guarantees = [_guarantee(config, name, found.get(name), why, covers) for name in GUARANTEES]
@@ -97,7 +96,7 @@ def claimed(config: Config) -> frozenset[str]:
         names -= {"replicas_identical"}  # copies can only differ where there are several
     if config.audit.repeat == 1 and not isinstance(config.schedule, Search | Seeded):
         names -= {"same_bits"}  # one run has nothing to compare with, and says nothing about it
-    if not isinstance(config.schedule, Schedule) and config.update_mode.name != "custom":
+    if config.controlled and config.update_mode.name != "custom":
         names |= {"no_deadlock"}
     return names
 
@@ -122,8 +121,12 @@ def _find_over_all(
 
 def find(config: Config, record: RunRecord) -> dict[str, Finding]:
     """What a run's record tells by itself, by guarantee, whoever claims what."""
+    return _find(config, record)[0]
+
+
+def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[PrecisionRow]]:
     mirrored = config.strategy.name == "mirrored"
-    precision, _ = precision_findings.computed_precision(record)
+    precision, rows = precision_findings.computed_precision(record)
     derived = mechanism(config, "random_numbers") == "derived"
     repeatable = derived or not record.draws
     found = {
@@ -149,7 +152,7 @@ def find(config: Config, record: RunRecord) -> dict[str, Finding]:
             "rng_independent": state_findings.random_numbers(record, derived=derived),
             "samples_once": state_findings.samples_once(record),
         }
-    return found
+    return found, rows
 
 
 def _joint_gradient(config: Config, record: RunRecord, *, repeatable: bool) -> Finding:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.audit.guarantees import OF_THE_MODE
+from trainer.whole_file import whole
 
 Word = Literal["broken", "violated", "anomaly", "inconclusive", "upheld"]
 Status = Literal["upheld", "violated", "anomaly", "not_seen", "not_checked", "not_applicable"]
@@ -148,7 +148,6 @@ def exit_status(verdict: Verdict, fail_on: str) -> int:
 def save(verdict: Verdict, folder: Path) -> Path:
     """Write `verdict.json` so that a reader sees the whole file or none."""
     path = folder / FILE_NAME
-    partial = folder / f".{FILE_NAME}.{os.getpid()}"
-    partial.write_text(verdict.to_json(), encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(verdict.to_json(), encoding="utf-8")
     return path

@@ -12,7 +12,7 @@ from rich.console import Console
 from trainer.audit.orders import Explored
 from trainer.audit.records import Evaluation, RunRecord
 from trainer.audit.verdict import Verdict
-from trainer.config import Config, Schedule
+from trainer.config import Config
 from trainer.report import console
 from trainer.report.progress import ProgressBar
 from trainer.report.tensorboard import RunEvents
@@ -50,9 +50,7 @@ class Observer:
         with ExitStack() as closing:
             self._events = RunEvents(config, self._folder)
             closing.callback(self._events.close)
-            self._bar = ProgressBar(
-                self._output, title, config.train.steps, explores=not isinstance(config.schedule, Schedule)
-            )
+            self._bar = ProgressBar(self._output, title, config.train.steps, explores=config.controlled)
             self._bar.start()
             closing.callback(self._bar.stop)
             self._closing = closing.pop_all()

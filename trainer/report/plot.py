@@ -6,7 +6,6 @@ matplotlib is imported when a plot is drawn and not before. Its `pyplot` is left
 from __future__ import annotations
 
 import logging
-import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.report.panels import GREY, PANELS, Style, bars, lines, named, styles
 from trainer.report.series import Chart
+from trainer.whole_file import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,14 +42,8 @@ def save(chart: Chart, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with _settings():
-        figure = draw(chart)
-        try:
-            figure.savefig(partial, format="png")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole(path) as partial, _settings():
+        draw(chart).savefig(partial, format="png")
 
 
 def draw(chart: Chart) -> Figure:

@@ -21,6 +21,7 @@ from trainer.audit.verdict import FILE_NAME
 from trainer.report import table
 from trainer.report.rows import Row, find
 from trainer.report.series import Chart, chart
+from trainer.whole_file import whole
 
 CSV_NAME = "sweep.csv"
 PLOT_NAME = "sweep.png"
@@ -134,16 +135,10 @@ def write_csv(rows: list[Row], folder: Path) -> None:
     """
     flat = [dict(_cells(row)) for row in rows]
     more = sorted({name for cells in flat for name in cells} - set(CSV_COLUMNS))
-    path = folder / CSV_NAME
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, [*CSV_COLUMNS, *more], restval="")
-            writer.writeheader()
-            writer.writerows(flat)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(folder / CSV_NAME) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, [*CSV_COLUMNS, *more], restval="")
+        writer.writeheader()
+        writer.writerows(flat)
 
 
 def _cells(row: Row) -> Iterator[tuple[str, Any]]:

@@ -44,6 +44,7 @@ from trainer.schedule.operations import (
 )
 from trainer.schedule.operations import COMPUTE as COMPUTE_MARK
 from trainer.schedule.order import DONE
+from trainer.whole_file import whole
 
 FILE_NAME = "trace.json"
 PROCESS = 1  # `pid` of all events; thread 0 is special to some viewers, so that replica 0 is thread 1
@@ -55,10 +56,9 @@ def save(trace: Trace, folder: Path, steps: int) -> Path:
     Args:
         steps: that each replica was to take.
     """
-    path, partial = folder / FILE_NAME, folder / f".{FILE_NAME}"
-    with partial.open("w", encoding="utf-8") as stream:
+    path = folder / FILE_NAME
+    with whole(path) as partial, partial.open("w", encoding="utf-8") as stream:
         json.dump(as_json(trace, steps), stream, allow_nan=False, separators=(",", ":"))
-    partial.replace(path)
     return path
 
 
