@@ -6,7 +6,7 @@ from trainer.config import Config, Custom
 from trainer.state.mechanisms import HOLDERS, Holder
 from trainer.updates.mechanisms import MODES
 from trainer.updates.mirrored import ASSIGNMENTS
-from trainer.workloads.small import small
+from trainer.workloads.small import heeds
 
 # What one gets without thinking of replicas. A precision mode that main turns on is thread-local in the frameworks
 # themselves; one that each replica turns on, round its own forward pass, is a module's variable in the libraries.
@@ -38,10 +38,10 @@ def holder(config: Config, key: str) -> Holder:
 
 
 def state(config: Config) -> dict[str, str]:
-    """Every key's mechanism; nothing for a small workload or a user's own loop, which hold their state themselves."""
-    if isinstance(config.workload, Custom) or small(config) is not None:
+    """The mechanism of every key that the workload heeds; nothing for a loop of the user's, which holds its own."""
+    if isinstance(config.workload, Custom):
         return {}
-    return {key: mechanism(config, key) for key in HOLDERS}
+    return {key: mechanism(config, key) for key in HOLDERS if heeds(config, f"state.{key}")}
 
 
 def refusal(config: Config, key: str, name: str) -> str:

@@ -29,9 +29,9 @@ from trainer.schedule.replay import cut, hash_of
 from trainer.schedule.tokens import BadToken, parse
 from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
-from trainer.workloads.small import EVERYBODYS, SmallWorkload, heeds, small
+from trainer.workloads.small import EVERYBODYS, MAX_REPLICAS, SmallWorkload, heeds, small
+from trainer.workloads.small import check as check_small
 
-MAX_REPLICAS = 64
 NORMALIZATIONS = ("none", "batch", "sync_batch", "group")
 PRESETS = ("safe", "naive")
 ENABLED_IN = ("main", "replica")
@@ -80,8 +80,10 @@ def _one_of(key: str, value: str, known: Iterable[str]) -> None:
 
 def _validate_ranges(config: Config) -> None:
     train, audit = config.train, config.audit
-    if not 1 <= config.num_replicas <= MAX_REPLICAS:
-        raise ConfigError(f"num_replicas must be between 1 and {MAX_REPLICAS}; got {config.num_replicas}.")
+    own = small(config)
+    most = MAX_REPLICAS if own is None else own.max_replicas
+    if not 1 <= config.num_replicas <= most:
+        raise ConfigError(f"num_replicas must be between 1 and {most}; got {config.num_replicas}.")
     for key in ("steps", "batch_size", "log_every"):
         _at_least(f"train.{key}", getattr(train, key), 1)
     for key in ("evaluate_every", "threads_per_replica", "timeout_seconds"):
@@ -139,6 +141,7 @@ def _validate_small(config: Config) -> None:
         raise ConfigError(f"workload={own.name} needs num_replicas of at least 2; got {config.num_replicas}.")
     for given in _unheeded(config, own):
         raise ConfigError(f"{given} does not go with workload={own.name}, which does not heed it. Leave it out.")
+    check_small(config)
 
 
 def _unheeded(config: Config, own: SmallWorkload) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from data import DataError
 from trainer.audit import copies, history
+from trainer.audit.findings import Finding
 from trainer.audit.judge import find, judge
 from trainer.audit.orders import Explored
 from trainer.audit.records import Evaluation, ReplicaRecord, RunRecord
@@ -31,7 +32,7 @@ from trainer.state.layout import EMPTY
 from trainer.state.settings import ASKED_BY, snapshot
 from trainer.stop import Stop
 from trainer.strategies.hosting import RunBroken, StopFlag, Watcher
-from trainer.workloads.small import small
+from trainer.workloads.small import SmallWorkload, small
 
 if TYPE_CHECKING:
     from trainer.workloads.train import Training
@@ -101,11 +102,10 @@ def _start(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
     # The framework is imported here and nowhere before; it must be set up before Keras builds anything.
     strategy = importlib.import_module(f"trainer.strategies.{config.strategy.name}")
     strategy.prepare(config.num_replicas, came.record.threads_per_replica)
-    if (own_case := small(config)) is not None:
-        workload = importlib.import_module(f"trainer.workloads.{own_case.module}")
-        came.record.findings = workload.run(config, came.record, watcher, stop)
-    elif config.controlled:
+    if config.controlled:
         _explore(config, came, watcher, stop)
+    elif (own := small(config)) is not None:
+        came.record.findings = _module(own).run(config, came.record, watcher, stop)
     elif isinstance(config.workload, Custom):
         from trainer.workloads import own_loop
 
@@ -128,6 +128,10 @@ def _repeat(config: Config, came: _Came, watcher: Watcher, stop: Stop, strategy:
         came.outcomes.append(copies.outcome(own))
 
 
+def _module(own: SmallWorkload) -> ModuleType:
+    return importlib.import_module(f"trainer.workloads.{own.module}")
+
+
 def _prepare(config: Config, record: RunRecord, training: Training) -> None:
     record.layout, record.initial = training.layout, training.initial
     # With everything built, so that what a user's code has set on the way is asked for.
@@ -140,7 +144,7 @@ def _explore(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
     try:
         for _ in range(config.audit.repeat):
             came.record = explorer.run()
-            if came.record.copies is not None:
+            if came.record.ended:
                 came.outcomes.append(copies.outcome(came.record))
     except Broken as broken:
         raise _told(broken) from broken.__cause__
@@ -148,7 +152,7 @@ def _explore(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
         came.explored = explorer.explored
         came.record.trace = explorer.trace()
     watcher.progress(came.record)
-    if isinstance(config.schedule, Replay) and came.record.copies is None:
+    if isinstance(config.schedule, Replay) and not came.record.ended:
         # One order that has been asked for, and cannot be finished: that is a run that broke.
         raise RunBroken("deadlock", explorer.explored.told_deadlock, step=came.record.steps_done)
 
@@ -159,7 +163,10 @@ def explorer_of(
     """What runs a configuration in the orders of its schedule. The strategy must be prepared."""
     case: Case
     training: Training | None = None
-    if isinstance(config.workload, Custom):
+    own = small(config)
+    if own is not None:
+        case = _module(own).case(config)
+    elif isinstance(config.workload, Custom):
         from trainer.workloads.own_loop import LoopCase
 
         case = LoopCase(config)
@@ -176,7 +183,10 @@ def explorer_of(
             _prepare(config, record, training)
         return record
 
-    return Explorer(config, case, new_record, lambda record: find(config, record), report, stop)
+    def found(record: RunRecord) -> dict[str, Finding]:
+        return find(config, record) if record.findings is None else dict(record.findings)
+
+    return Explorer(config, case, new_record, found, report, stop)
 
 
 def _told(broken: Broken) -> RunBroken | ConfigError:
@@ -207,12 +217,15 @@ UNWATCHED = _Unwatched()
 
 def _empty_record(config: Config) -> RunRecord:
     steps, num_replicas = config.train.steps, config.num_replicas
-    replicas = [ReplicaRecord.empty(replica_id, steps, num_replicas) for replica_id in range(num_replicas)]
+    trains = small(config) is None
+    # A small workload's steps leave no rows.
+    rows = steps if trains else 0
+    replicas = [ReplicaRecord.empty(replica_id, rows, num_replicas) for replica_id in range(num_replicas)]
     return RunRecord(
         EMPTY,
         steps,
         replicas,
         threads_per_replica=threads_per_replica(config),
         batch_size=config.train.batch_size,
-        trains=small(config) is None,
+        trains=trains,
     )

@@ -55,7 +55,8 @@ def checkable(config: Config) -> tuple[str, ...]:
     if config.audit.name == "none":
         return ()
     if (own := small(config)) is not None:
-        return own.guarantees
+        more = ("same_bits", "no_deadlock") if config.controlled else ()
+        return (*own.guarantees, *(name for name in more if name not in own.guarantees))
     names = ["no_lost_updates", "no_torn_reads", "atomic_updates", "fresh_gradients"]
     if has_joint_gradient(config):
         names.append("joint_gradient")

@@ -20,7 +20,8 @@ from trainer.holders import holder, mechanism
 from trainer.schedule.replay import command
 from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
-from trainer.workloads.small import small
+from trainer.workloads import small as smalls
+from trainer.workloads.small import heeds, small
 
 
 def judge(
@@ -45,6 +46,8 @@ def judge(
     elif record is not None and error is None and config.audit.name != "none":
         if record.findings is not None:
             found = dict(record.findings)
+            if heeds(config, "update_mode"):
+                _settle(config, found)
         else:
             found, precision = _find(config, record)
             _settle(config, found)
@@ -54,7 +57,7 @@ def judge(
     guarantees = [_guarantee(config, name, found.get(name), why, covers) for name in GUARANTEES]
     anomalies = [anomaly for finding in found.values() if finding.applies for anomaly in finding.anomalies]
     return Verdict(
-        sum_up(error, guarantees, holders.at_risk(config)),
+        sum_up(error, guarantees, _at_risk(config), _basis(config)),
         run,
         error,
         guarantees,
@@ -87,8 +90,10 @@ def _of_one_run(config: Config) -> Covers:
 
 def claimed(config: Config) -> frozenset[str]:
     """The guarantees that the run puts forward: its update mode's and its state holders'."""
-    if isinstance(config.workload, Custom) or small(config) is not None:
-        return frozenset()  # a loop of the user's own and a small workload are held to what `require` names
+    if isinstance(config.workload, Custom):
+        return frozenset()  # a loop of the user's own is held to what `require` names
+    if small(config) is not None:
+        return smalls.claims(config)
     names = MODES[config.update_mode.name].claims | holders.claims(config)
     if holders.at_risk(config):
         names -= {"joint_gradient", "same_bits"}  # the mode reduces what the holders leave of the gradients
@@ -99,6 +104,18 @@ def claimed(config: Config) -> frozenset[str]:
     if config.controlled and config.update_mode.name != "custom":
         names |= {"no_deadlock"}
     return names
+
+
+def _at_risk(config: Config) -> frozenset[str]:
+    """The guarantees that what was chosen does not keep, so that silence about them proves nothing."""
+    own = small(config)
+    return holders.at_risk(config) if own is None else frozenset(own.guarantees) - smalls.claims(config)
+
+
+def _basis(config: Config) -> tuple[str, ...]:
+    """The guarantees of which one at least has to be upheld for the run to be so."""
+    own = small(config)
+    return OF_THE_MODE if own is None else own.guarantees
 
 
 def _find_over_all(
@@ -113,9 +130,9 @@ def _find_over_all(
     found = over_all(explored, replay, same_bits=same_bits)
     if explored.kind == "replayed":
         found["same_bits"] = findings.differing_outcomes(outcomes)
-    if explored.first:
+    if explored.first and heeds(config, "update_mode"):
         _settle(config, found)
-    precision = precision_findings.computed_precision(record)[1] if record.copies is not None else []
+    precision = precision_findings.computed_precision(record)[1] if record.trains and record.ended else []
     return found, precision
 
 
@@ -172,10 +189,10 @@ def _settle(config: Config, found: dict[str, Finding]) -> None:
     if not isinstance(config.workload, Custom):
         _name_remedies(config, found)
     mode = MODES[config.update_mode.name]
-    for name in (*OF_THE_MODE, "fresh_gradients"):
+    for name in found.keys() & {*OF_THE_MODE, "fresh_gradients"}:
         for anomaly in found[name].anomalies:
             anomaly.remedy = (name in OF_THE_MODE and mode.remedy) or _claimants(config, name)
-    for name in mode.given_up - frozenset(config.require):
+    for name in found.keys() & (mode.given_up - frozenset(config.require)):
         if found[name].anomalies:
             found[name].applies = False
             found[name].evidence = f"given up by update_mode={mode.name}: {found[name].evidence}"
@@ -185,7 +202,7 @@ def _name_remedies(config: Config, found: dict[str, Finding]) -> None:
     """Name the holder that would keep what was broken; where the holder is safe, it is the update mode that is not."""
     for key in HOLDERS:
         held = holder(config, key)
-        for anomaly in found[held.guarantee].anomalies:
+        for anomaly in found[held.guarantee].anomalies if held.guarantee in found else ():
             anomaly.remedy = held.remedy or MODES[config.update_mode.name].remedy
 
 
@@ -234,7 +251,7 @@ def metrics(config: Config, record: RunRecord | None) -> dict[str, float | int |
         return numbers
     numbers["steps_done"] = record.steps_done
     if not record.trains:
-        return numbers
+        return {**numbers, **record.metrics}
     if record.steps_done:
         numbers["loss"] = float(np.mean([replica.losses[record.steps_done - 1] for replica in record.replicas]))
     if record.evaluations:

@@ -138,7 +138,7 @@ def judge_order(
             # What both have seen is told by the history, which knows the operations.
             finding, kinds = found.setdefault(name, Finding("")), {each.kind for each in seen}
             finding.anomalies = [*seen, *(each for each in finding.anomalies if each.kind not in kinds)]
-    for name in OF_THE_HISTORY:
+    for name in (name for name in OF_THE_HISTORY if name in found):
         by_record, by_history = found[name].anomalies, told.get(name, [])
         lost = any(each.kind in ("lost_update", "dropped_update") for each in by_history)
         # What is added twice is no loss to the history, nor are elements off their sum.
@@ -188,15 +188,14 @@ def over_all(explored: Explored, replay: Callable[[str], str], *, same_bits: boo
         "no_deadlock", Finding("every replica came to its end" if explored.orders else "", bool(explored.orders))
     )
     found["same_bits"] = _same_bits(explored, applies=same_bits)
+    told_in = found.get("no_lost_updates", found["no_deadlock"])
     if explored.counts[DISAGREE]:
-        found["no_lost_updates"].evidence += (
+        told_in.evidence += (
             f"; in {explored.counts[DISAGREE]:,} orders canaries and versions disagree: something wrote what it had "
             "not read through the schedule"
         )
     if explored.hidden:
-        found[
-            "no_lost_updates"
-        ].evidence += (
+        told_in.evidence += (
             "; replicas share something that is not announced, of which the schedule sees no more than its effects"
         )
     return found

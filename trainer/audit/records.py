@@ -179,6 +179,8 @@ class RunRecord:
         references_skipped: references that did not fit `audit.reference_mebibytes`.
         trains: whether replicas train the model: otherwise there are steps that were done and no more in a row.
         findings: guarantee -> what a small workload found about it; None for one whose record tells.
+        metrics: a small workload's own, beside those of `verdict.json`.
+        ended_in: what a small workload ended in, where orders are to be told apart by it; None before the end.
         duration_seconds: from the first step to the last, start-up and capture left out.
         trace: when replicas did what, of a run that was traced.
     """
@@ -206,6 +208,8 @@ class RunRecord:
     evaluations: list[Evaluation] = field(default_factory=list)
     trains: bool = True
     findings: Mapping[str, Finding] | None = None
+    metrics: Mapping[str, float | int | None] = field(default_factory=dict)
+    ended_in: bytes | None = None
     duration_seconds: float = 0.0
     trace: Trace | None = None
 
@@ -217,6 +221,11 @@ class RunRecord:
     def steps_done(self) -> int:
         """Steps that every replica has completed."""
         return min(replica.steps_done for replica in self.replicas)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run came to its end."""
+        return self.copies is not None or self.ended_in is not None
 
     @property
     def micro_steps_done(self) -> int:

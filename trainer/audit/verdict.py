@@ -108,14 +108,20 @@ class Verdict:
         return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
 
 
-def sum_up(error: Error | None, guarantees: list[Guarantee], at_risk: frozenset[str] = frozenset()) -> Word:
+def sum_up(
+    error: Error | None,
+    guarantees: list[Guarantee],
+    at_risk: frozenset[str] = frozenset(),
+    basis: tuple[str, ...] = OF_THE_MODE,
+) -> Word:
     """The first word that fits, worst first.
 
     A run is inconclusive when something claimed or required was not checked (or, if required, could not be), and when
     an unsafe update mode or state holder showed nothing: its silence proves nothing.
 
     Args:
-        at_risk: guarantees that the run's unsafe state holders do not keep.
+        at_risk: guarantees that what was chosen does not keep, as unsafe state holders do not.
+        basis: guarantees of which one at least, claimed or required, has to be upheld for the run to be so.
     """
     statuses = {guarantee.status for guarantee in guarantees}
     claimed = [guarantee for guarantee in guarantees if guarantee.claimed or guarantee.required]
@@ -129,7 +135,7 @@ def sum_up(error: Error | None, guarantees: list[Guarantee], at_risk: frozenset[
         for guarantee in claimed
     )
     silent = any(guarantee.name in at_risk and guarantee.status == "not_seen" for guarantee in guarantees)
-    upheld = any(guarantee.status == "upheld" and guarantee.name in OF_THE_MODE for guarantee in claimed)
+    upheld = any(guarantee.status == "upheld" and guarantee.name in basis for guarantee in claimed)
     return "upheld" if upheld and not unchecked and not silent else "inconclusive"
 
 

@@ -5,17 +5,28 @@ A small workload is a module with
     run(config, record, watcher, stop) -> dict[str, Finding]
 
 which is called in the run's own process once the strategy is prepared, reports the steps that replicas have taken
-through `record` and `watcher`, and returns what it found about each guarantee of its row. It claims nothing: what it
-sees is an anomaly, or a violation of what `require` names.
+through `record` and `watcher`, and returns what it found about each guarantee of its row. One that takes a schedule
+also has
+
+    case(config) -> Case
+
+whose `run` leaves the same in `record.findings`, and in `record.ended_in` what tells outcomes apart.
+
+A row may name a module of rules, standard library only, with `check(config)`, which raises `ConfigError`, and
+`claims(config)`, the guarantees that what was chosen puts forward. Where there is none, nothing is claimed: what is
+seen is an anomaly, or a violation of what `require` names.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trainer.config import Config
+
+MAX_REPLICAS = 64
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,9 @@ class SmallWorkload:
         module: in `trainer.workloads`.
         strategies: those that can host it; `not_elsewhere` says why others cannot.
         guarantees: those that it looks at.
-        uses: groups of the configuration that it heeds, besides `EVERYBODYS`.
+        uses: groups and single keys of the configuration that it heeds, besides `EVERYBODYS`.
+        rules: module in `trainer.workloads`.
+        max_replicas: the most that it can have.
     """
 
     name: str
@@ -35,6 +48,8 @@ class SmallWorkload:
     not_elsewhere: str
     guarantees: tuple[str, ...]
     uses: tuple[str, ...] = ()
+    rules: str = ""
+    max_replicas: int = MAX_REPLICAS
 
 
 # What every small workload heeds: groups, and single keys.
@@ -85,7 +100,27 @@ def small(config: Config) -> SmallWorkload | None:
     return SMALL.get(config.workload.name)
 
 
-def heeds(config: Config, group: str) -> bool:
-    """Whether the workload heeds a group of the configuration; `train` heeds all."""
+def heeds(config: Config, key: str) -> bool:
+    """Whether the workload heeds a group or a key of the configuration; `train` heeds all."""
     own = small(config)
-    return own is None or group in (*EVERYBODYS, *own.uses)
+    return own is None or bool({key, key.partition(".")[0]} & {*EVERYBODYS, *own.uses})
+
+
+def check(config: Config) -> None:
+    """Hold a small workload's own keys to its own rules.
+
+    Raises:
+        ConfigError: the first rule that is broken.
+    """
+    own = small(config)
+    if own is not None and own.rules:
+        importlib.import_module(f"trainer.workloads.{own.rules}").check(config)
+
+
+def claims(config: Config) -> frozenset[str]:
+    """The guarantees that a small workload puts forward."""
+    own = small(config)
+    if own is None or not own.rules:
+        return frozenset()
+    found: frozenset[str] = importlib.import_module(f"trainer.workloads.{own.rules}").claims(config)
+    return found
