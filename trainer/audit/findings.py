@@ -239,9 +239,20 @@ def joint_gradient(record: RunRecord, precision: str) -> Finding:
         + told_skipped(record)
     )
     if off:
-        witness = f"replica {own}, step {step}: relative error {worst:.2g}"
+        witness = f"replica {own}, step {step}: relative error {worst:.2g}{_told_multiple(record, off, tolerance)}"
         finding.anomalies.append(Anomaly("not_joint", len(off), len(errors), "applied gradients", witness))
     return finding
+
+
+def _told_multiple(record: RunRecord, off: Sequence[tuple[float, int, int]], tolerance: float) -> str:
+    """That all applied gradients which are off are the joint one times one number, where they are."""
+    rows = {row.step: row for row in gradient_rows(record)}
+    multiples = [rows[step].multiples[own] for _, step, own in off if own in rows[step].multiples]
+    factors = [factor for factor, _ in multiples]
+    alike = max(factors, default=0.0) - min(factors, default=0.0) <= tolerance * abs(max(factors, default=0.0))
+    if len(multiples) < len(off) or not alike or any(distance > tolerance for _, distance in multiples):
+        return ""
+    return f"; every one is {np.mean(factors):.3g} times the joint gradient"
 
 
 def _without_joint(record: RunRecord) -> set[int]:

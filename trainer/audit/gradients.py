@@ -26,12 +26,15 @@ class GradientRow:
         norms: replica -> L2 norm of its gradient.
         errors: replica -> L2 distance of what was applied from the joint batch's gradient at the replica's snapshot,
             relative to the latter's norm (see `VANISHED`); empty where no joint gradient was computed.
+        multiples: replica -> the multiple of the joint gradient that comes nearest to what was applied, and how far
+            off it is, relative to its norm; where a joint gradient was computed and is not zero.
     """
 
     step: int
     cosine_min: float | None
     norms: dict[int, float] = field(default_factory=dict)
     errors: dict[int, float] = field(default_factory=dict)
+    multiples: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 def gradient_rows(record: RunRecord) -> list[GradientRow]:
@@ -56,11 +59,21 @@ def _row(layout: Layout, step: int, references: Sequence[Reference], largest: fl
     row.norms = {replica_id: _norm(own) for replica_id, own in gradients.items()}
     for reference in references:
         if reference.joint is not None:
-            joint = gradient(layout, reference.joint)
+            own, joint = reference.replica_id, gradient(layout, reference.joint)
+            applied = gradient(layout, reference.applied)
             scale = max(_norm(joint), VANISHED * largest)
-            distance = _norm(gradient(layout, reference.applied) - joint)
-            row.errors[reference.replica_id] = distance / scale if scale else distance
+            distance = _norm(applied - joint)
+            row.errors[own] = distance / scale if scale else distance
+            if _norm(joint):
+                row.multiples[own] = _multiple(applied, joint)
     return row
+
+
+def _multiple(applied: Floats, joint: Floats) -> tuple[float, float]:
+    factor = float(np.dot(applied.astype(np.float64), joint)) / _norm(joint) ** 2
+    nearest = _norm(factor * joint.astype(np.float64))
+    distance = float(np.linalg.norm(applied - factor * joint.astype(np.float64)))
+    return factor, distance / nearest if nearest else distance
 
 
 def _cosine_min(gradients: Sequence[Floats]) -> float | None:
