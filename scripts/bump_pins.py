@@ -23,7 +23,10 @@ from pin_files import Constraints, Pyproject
 from pins import Unfit
 from releases import NoAnswer, newest
 
-from trainer.whole_file import whole
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from trainer.whole_file import whole  # noqa: E402
 
 PACKAGES = ("tensorflow", "keras", "torch", "hydra-core", "tensorboard")
 
@@ -34,8 +37,7 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="say what would change, a line for each pin")
     what.add_argument("--dry-run", action="store_true", help="show what would change, as a unified diff")
-    root = Path(__file__).resolve().parent.parent
-    parser.add_argument("--folder", type=Path, default=root, help="where both files are (default: the checkout)")
+    parser.add_argument("--folder", type=Path, default=ROOT, help="where both files are (default: the checkout)")
     given = parser.parse_args()
     try:
         return bump(given.folder, given.packages or PACKAGES, check=given.check, dry_run=given.dry_run)

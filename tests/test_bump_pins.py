@@ -380,7 +380,7 @@ class Project:
         # Whatever pip is told of the machine's indexes, it is not told here.
         plain = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
         own = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": str(self.releases), "PIP_RETRIES": "0"}
-        return {**plain, "PYTHONPATH": str(ROOT), **own, **(self.settings or {"PIP_NO_INDEX": "1"})}
+        return {**plain, **own, **(self.settings or {"PIP_NO_INDEX": "1"})}
 
     def write(self, pyproject: str, constraints: str = CONSTRAINTS) -> None:
         (self.folder / "pyproject.toml").write_bytes(pyproject.encode())
