@@ -16,6 +16,8 @@ READ, WRITE, UPDATE = "read", "write", "update"
 ACQUIRE, RELEASE, SHARE, UNSHARE, TRY = "acquire", "release", "share", "unshare", "try"
 # What may be said of an acquisition: by whoever has the lock already; for a time only.
 REENTRANT, TIMED = "reentrant", "timed"
+# What may be said of writing a mode: it is to stay, and no scope is to take it back.
+ENABLED = "enabled"
 # All parties go on together.
 BARRIER = "barrier"
 # Not operations but marks in a history, which nobody waits for: a step begins, a gradient was computed from what was
@@ -36,6 +38,8 @@ APART = "apart"
 CONTRIBUTION = "contribution"
 # A plain attribute of an object that all replicas use.
 ATTRIBUTE = "attribute"
+# Compiled steps, and the ids that they are found by.
+CACHE = "cache"
 
 
 class Operation(NamedTuple):
