@@ -56,7 +56,7 @@ def main(strategy_name: str, cases: str, output: str) -> None:
         training = Training(config)
         replicas = [ReplicaRecord.empty(own, STEPS, config.num_replicas) for own in range(config.num_replicas)]
         record = RunRecord(training.layout, STEPS, replicas, initial=training.initial, batch_size=8)
-        record.settings_asked = {**snapshot(), **ASKED_BY[strategy_name]}
+        record.settings_asked = {**snapshot(), **ASKED_BY[strategy_name], **training.settings_of_replicas}
         strategy.train(config, training, record, Nobody(), threading.Event())
         verdict = judge(config, record, None, {}, [copies.outcome(record)])
         found[name] = {

@@ -140,10 +140,10 @@ def test_show_modes_breaks_no_name_in_two_on_a_narrow_terminal(command: Command)
     assert "ONLY_FIRST_REPLICA" in shown.split()
 
 
-def test_show_state_says_what_this_version_has_no_holder_for(command: Command) -> None:
+def test_show_state_says_what_each_kind_of_state_is_held_by(command: Command) -> None:
     lines = command("show", "state").stdout.splitlines()
     rows = {line[:24].strip(): line for line in lines}
-    assert "not in this version" in rows["compiled-step identity"]
+    assert "state.compile_ids" in rows["compiled-step identity"]
     assert "state.gradients" in rows["gradients"]
     assert "every update_mode" in rows["weights, optimizer slots"]
 
@@ -161,7 +161,8 @@ def test_show_guarantees_and_experiments_list_all_there_are(command: Command) ->
 )
 def test_show_of_anything_else_is_one_line(command: Command, arguments: list[str], came: str) -> None:
     done = command("show", *arguments)
-    assert done.stderr.startswith(f"trainer: show takes one of modes, state, guarantees, experiments; got {came}")
+    tables = "modes, state, guarantees, experiments, bytecode"
+    assert done.stderr.startswith(f"trainer: show takes one of {tables}; got {came}")
     assert done.stderr.count("\n") == 1
     assert done.returncode == 2
 

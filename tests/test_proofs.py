@@ -18,6 +18,7 @@ from trainer.prove import Cell, Proven
 from trainer.report.proofs import differences
 from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import COLUMNS, MODES
+from trainer.workloads.small import heeds
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_SECONDS = 400  # a few times what it takes on two idle cores
@@ -84,7 +85,8 @@ def replays(lines: list[str], folder: Path) -> None:
 def test_every_mode_and_every_holder_has_a_search() -> None:
     modes = {(proof.name, proof.strategy) for proof in of_modes() if proof.overrides[-2:] != IN_PIECES}
     assert modes == {(mode.name, name) for mode in MODES.values() if mode.name != "custom" for name in mode.strategies}
-    named = {f"{key}={name}" for key, holders in HOLDERS.items() for name in holders}
+    kept = {key: holders for key, holders in HOLDERS.items() if heeds(Config(), f"state.{key}")}
+    named = {f"{key}={name}" for key, holders in kept.items() for name in holders}
     assert {proof.name for proof in of_state()} == named
 
 

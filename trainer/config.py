@@ -39,6 +39,8 @@ class Precision:
     name: str = "float32"
     # Who turns the precision mode on: main, round the whole training, or each replica, round its own forward pass.
     enabled_in: str = "main"
+    # How: scope (a with block, at whose end it is put back) or enable (for good: it stays until another is enabled).
+    enabled_by: str = "scope"
 
 
 @dataclass
@@ -47,6 +49,7 @@ class MixedFloat16:
 
     name: str = "mixed_float16"
     enabled_in: str = "main"
+    enabled_by: str = "scope"
     # What the loss is multiplied by at first: a power of two from 1 on. Halved after an overflow.
     initial_scale: float = 32768.0
     # Updates in a row without an overflow after which the scale is doubled; at least 1.
@@ -65,6 +68,8 @@ class State:
     random_numbers: str = "safe"
     batch_statistics: str = "safe"
     cursor: str = "safe"
+    # Who names a compiled step, so that it can be stored and found again.
+    compile_ids: str = "safe"
 
 
 @dataclass
@@ -243,10 +248,95 @@ class Workload:
 
     The others show what the frameworks' own defaults do to replicas. `moving_statistics`: batch statistics of a Keras
     model in plain `fit`. `dropout_masks`: what stock Dropout draws. `functional_call`: one torch module, called by all
-    threads with their own parameters. `process_settings`: dtype and generator that threads share.
+    threads with their own parameters. `process_settings`: dtype and generator that threads share. `autocast`: a mode
+    of main's that threads do not see, and a cache that they share.
     """
 
     name: str = "train"
+
+
+@dataclass
+class Bank:
+    """Replicas transfer money between accounts that they share, one transfer a step."""
+
+    name: str = "bank"
+    # How transfers are kept apart: unlocked, bare_lock (acquire and release), with_lock (the with statement),
+    # synchronized (the accounts in one Synchronized), lock_per_account (the source's first), ordered_locks (one for
+    # each account, in one order) or acquire_locked (a Synchronized for each account).
+    transfer: str = "synchronized"
+    # When a transfer that cannot be made is refused: before anything is changed, midway (the destination is looked up
+    # after the debit) or undone (midway, and the debit is taken back).
+    refused: str = "before"
+    # What each account holds at first, as NAME:BALANCE; at least two accounts.
+    accounts: list[str] = field(default_factory=lambda: ["x:25", "y:100", "z:200"])
+    # Transfers as SOURCE:DESTINATION:AMOUNT, which replicas take in turn, over and over; none: drawn from train.seed.
+    transfers: list[str] = field(default_factory=list)
+    # Share of the transfers drawn that go to an account that does not exist, from 0 to 1.
+    unknown: float = 0.05
+    # Share of the transfers drawn that are of more than there is in all accounts, from 0 to 1.
+    overdrafts: float = 0.05
+    # Replicas, the last ones, that do not transfer but sum all accounts at each step; fewer than num_replicas.
+    auditors: int = 0
+
+
+@dataclass
+class PrecisionMode:
+    """A mixed-precision mode as Sonnet keeps it, in programs of a few lines; one round of one program is one step."""
+
+    name: str = "precision"
+    # scope (replica 0 leaves a scope in which others have enabled a mode), enable (each replica enables one, yields
+    # and looks), inherit (main enables it, replicas look) or first_call (all make what is to be the first call).
+    program: str = "enable"
+    # float16, float32, bfloat16 or none. enable: replica i has the i-th, and from the start again; scope: the first is
+    # the scope's, and the next other one what is enabled; inherit, first_call: the first.
+    dtypes: list[str] = field(default_factory=lambda: ["float16", "float32", "bfloat16", "none"])
+
+    @property
+    def enabled_in(self) -> str:
+        """Who turns the mode on, as `precision.enabled_in` says it of the training step."""
+        return "main" if self.program == "inherit" else "replica"
+
+
+@dataclass
+class Counter:
+    """Replicas count in one variable; train.steps is the increments that each of them makes."""
+
+    name: str = "counter"
+    # What is counted in: torch (an int32 tensor), tensorflow (a float64 tf.Variable; under threads this is what imports
+    # TensorFlow) or auto, which is the strategy's.
+    variable: str = "auto"
+    # How an increment is written. torch: in_place (`t += 1`), add_, rebind (`t = t + 1`), read_add_write (clone, add,
+    # copy_). tensorflow: assign_add, assign (`v.assign(v + 1)`), gradient_step (`assign_sub` of half the gradient of
+    # sum(v * id)), dependent_gradient_step (of sum(v * v) / 2). auto: the first that the update mode takes.
+    operation: str = "auto"
+    # Elements of the variable, each of which counts all increments; from 0 on, and 0 is a scalar.
+    elements: int = 0
+    # Increments in one critical section, where the update mode has one; from 0 on, and 0 is one section round all.
+    section_increments: int = 1
+    # Increments that a replica makes in a variable of its own before it adds them to the shared one; at least 1.
+    private_increments: int = 1
+    # Replicas, the last ones, that do not count but read the variable at each step; fewer than num_replicas.
+    readers: int = 0
+    # up, or down: from all increments to zero, for which the last replica waits.
+    counts: str = "up"
+
+
+@dataclass
+class CompileCache:
+    """Replicas are processes, which compile `train.steps` steps of one name and different bodies through one cache."""
+
+    name: str = "compile_cache"
+    # Where siblings come from: fork (of a process that has compiled nothing), compile_then_fork or spawn.
+    start: str = "fork"
+    # Of each sibling's steps those, the last ones, that workload.start=compile_then_fork compiles after the fork only;
+    # from 0 to train.steps.
+    after_fork: int = 0
+    # Times that siblings are started, with steps of their own; from 1 to 10,000.
+    rounds: int = 1
+    # Size of the space in which state.compile_ids=random_offset starts, in bits; from 0 to 64.
+    offset_bits: int = 48
+    # Folder of the cache, which then outlives the run; empty: one for each round, removed at the end.
+    folder: str = ""
 
 
 @dataclass
@@ -279,6 +369,11 @@ class Train:
     # always (the step is recorded once and run without the interpreter), never (operator by operator) or auto: always,
     # but under threads never where an unsafe precision or gradient holder's leak would not reach the layers.
     capture: str = "auto"
+    # What runs captured steps under threads: torchscript (the bits of the step run operator by operator) or inductor
+    # (compiled by the C++ compiler, ten seconds to a minute unless train.compile_cache has it; other bits).
+    engine: str = "torchscript"
+    # Folder of compiled steps; empty: replica-trainer in $XDG_CACHE_HOME or ~/.cache.
+    compile_cache: str = ""
     # Replicas, the last ones, that do not train but evaluate their batches in float32; fewer than num_replicas.
     evaluators: int = 0
     # Intra-op threads of each replica; 0 shares the machine's cores out evenly (at least one each).
@@ -293,7 +388,7 @@ class Train:
 class Config:
     strategy: Strategy = field(default_factory=Strategy)
     update_mode: Any = field(default_factory=UpdateMode)
-    # Replicas, 1 to 64.
+    # Replicas, 1 to 64; with workload=precision under threads up to 1024.
     num_replicas: int = 2
     model: Any = field(default_factory=Mlp)
     data: Any = field(default_factory=Digits)
@@ -334,7 +429,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "replay": Replay(),
         **{name: Search(name) for name in RECIPES},
     },
-    "workload": {"train": Workload(), **{name: Workload(name) for name in SMALL}, "custom": Custom()},
+    "workload": {
+        "train": Workload(),
+        **{name: Workload(name) for name in SMALL},
+        "bank": Bank(),
+        "precision": PrecisionMode(),
+        "counter": Counter(),
+        "compile_cache": CompileCache(),
+        "custom": Custom(),
+    },
     "audit": {"none": Audit("none"), "counters": Audit(), "full": Audit("full", trace_steps=20)},
     "state": {"safe": State(), "naive": State(*["naive"] * len(fields(State)))},
 }

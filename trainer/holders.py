@@ -6,7 +6,7 @@ from trainer.config import Config, Custom
 from trainer.state.mechanisms import HOLDERS, Holder
 from trainer.updates.mechanisms import MODES
 from trainer.updates.mirrored import ASSIGNMENTS
-from trainer.workloads.small import heeds
+from trainer.workloads.small import heeds, small
 
 # What one gets without thinking of replicas. A precision mode that main turns on is thread-local in the frameworks
 # themselves; one that each replica turns on, round its own forward pass, is a module's variable in the libraries.
@@ -17,6 +17,7 @@ NAIVE = {
     "random_numbers": "shared",
     "batch_statistics": "shared",
     "cursor": "shared_iterator",
+    "compile_ids": "counter",
 }
 
 
@@ -24,9 +25,15 @@ def mechanism(config: Config, key: str) -> str:
     """The mechanism that holds one kind of replica state: `safe` and `naive` resolved to a name for this run."""
     asked: str = getattr(config.state, key)
     if asked == "naive":
-        naive = NAIVE.get(key) or ("thread_local" if config.precision.enabled_in == "main" else "process_global")
+        naive = NAIVE.get(key) or ("thread_local" if enabled_in(config) == "main" else "process_global")
         return safe(key) if refusal(config, key, naive) else naive
     return safe(key) if asked == "safe" else asked
+
+
+def enabled_in(config: Config) -> str:
+    """Who turns the precision mode on, main or each replica: a small workload's programs say so themselves."""
+    found: str = getattr(config.workload, "enabled_in", config.precision.enabled_in)
+    return found
 
 
 def safe(key: str) -> str:
@@ -48,6 +55,11 @@ def refusal(config: Config, key: str, name: str) -> str:
     """Why a run cannot have a mechanism, and what to do; nothing when it can."""
     strategy, mode = config.strategy.name, config.update_mode.name
     wanted = HOLDERS[key][name]
+    own = small(config)
+    if own is not None and f"state.{key}={name}" in own.shows:
+        return ""
+    if key == "compile_ids" and not heeds(config, "state.compile_ids"):
+        return f"needs train.engine=inductor: train.engine={config.train.engine} keeps no step that it has captured."
     if strategy not in wanted.strategies:
         fits = [other.name for other in HOLDERS[key].values() if strategy in other.strategies]
         return f"needs strategy={' or '.join(wanted.strategies)}: {wanted.not_elsewhere} Try {', '.join(fits)}."
@@ -80,7 +92,8 @@ def claims(config: Config) -> frozenset[str]:
     """The guarantees that the state holders put forward."""
     if isinstance(config.workload, Custom):
         return frozenset()
-    found = {"settings_as_asked", *(holder(config, key).guarantee for key in HOLDERS)} - at_risk(config)
+    held = {holder(config, key).guarantee for key in HOLDERS if heeds(config, f"state.{key}")}
+    found = {"settings_as_asked", *held} - at_risk(config)
     # What is written with the weights is kept as they are.
     if "no_lost_updates" not in MODES[config.update_mode.name].claims:
         if mechanism(config, "batch_statistics") == "transactional":
@@ -94,9 +107,17 @@ def at_risk(config: Config) -> frozenset[str]:
     """The guarantees that unsafe state holders do not keep."""
     if isinstance(config.workload, Custom):
         return frozenset()
-    held = [holder(config, key) for key in HOLDERS]
-    keeps = ("always", "replica") if config.precision.enabled_in == "replica" else ("always",)
-    return frozenset(each.guarantee for each in held if each.safe not in keeps)
+    keys = [key for key in HOLDERS if heeds(config, f"state.{key}")]
+    unsafe = {key: held for key in keys if not keeps(config, held := holder(config, key))}
+    found = {held.guarantee for held in unsafe.values()}
+    if "first_call" in unsafe and config.strategy.name == "mirrored" and captures(config) and not config.controlled:
+        found.add("precision_as_asked")  # a graph keeps the full precision that the first call was traced in
+    return frozenset(found)
+
+
+def keeps(config: Config, held: Holder) -> bool:
+    """Whether a mechanism keeps what it is there for."""
+    return held.safe == "always" or (held.safe == "replica" and enabled_in(config) == "replica")
 
 
 def apart(config: Config) -> frozenset[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from trainer.config import OPTIONS, Config
 from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
+from trainer.workloads.small import heeds
 
 SMALL = ("model=linear", "train.steps=1")
 # What this mode multiplies is nothing yet in the first step.
@@ -78,7 +79,7 @@ def of_state() -> list[Proof]:
     """A search of every mechanism of every state holder, under threads, where orders differ."""
     found = []
     for key, holders in HOLDERS.items():
-        for held in holders.values():
+        for held in holders.values() if heeds(Config(), f"state.{key}") else ():
             mode = "all_reduce" if held.name == "reduced" else "locked"
             needs = _NEEDS.get(key, ())
             bounded = _BOUNDED if key == "precision" and held.safe == "never" else ()

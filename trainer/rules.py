@@ -23,7 +23,7 @@ from trainer.config import (
     Transformer,
     nearest,
 )
-from trainer.holders import refusal
+from trainer.holders import captures, refusal
 from trainer.samples import Samples, samples
 from trainer.schedule.replay import cut, hash_of
 from trainer.schedule.tokens import BadToken, parse
@@ -35,7 +35,9 @@ from trainer.workloads.small import check as check_small
 NORMALIZATIONS = ("none", "batch", "sync_batch", "group")
 PRESETS = ("safe", "naive")
 ENABLED_IN = ("main", "replica")
+ENABLED_BY = ("scope", "enable")
 CAPTURE = ("auto", "always", "never")
+ENGINES = ("torchscript", "inductor")
 GRANULARITIES = ("variable", "memory")
 SAMPLERS = ("both", "random_walk", "priorities")
 FAIL_ON = ("violated", "anomaly", "inconclusive", "never")
@@ -53,6 +55,7 @@ def validate(config: Config) -> None:
     _validate_brought(config)
     _validate_mode(config)
     _validate_state(config)
+    _validate_engine(config)
     _validate_evaluators(config)
     _validate_model(config)
     _validate_data(config)
@@ -127,7 +130,9 @@ def _validate_choices(config: Config) -> None:
     for key, mechanisms in HOLDERS.items():
         _one_of(f"state.{key}", getattr(config.state, key), (*PRESETS, *mechanisms))
     _one_of("precision.enabled_in", config.precision.enabled_in, ENABLED_IN)
+    _one_of("precision.enabled_by", config.precision.enabled_by, ENABLED_BY)
     _one_of("train.capture", config.train.capture, CAPTURE)
+    _one_of("train.engine", config.train.engine, ENGINES)
 
 
 def _validate_small(config: Config) -> None:
@@ -210,6 +215,18 @@ def _validate_state(config: Config) -> None:
             )
         if why := refusal(config, key, name):
             raise ConfigError(f"state.{key}={name} {why}")
+
+
+def _validate_engine(config: Config) -> None:
+    if config.train.engine == "torchscript":
+        return
+    given = f"train.engine={config.train.engine}"
+    if config.strategy.name != "threads" or isinstance(config.workload, Custom):
+        raise ConfigError(f"{given} needs strategy=threads and workload=train: it runs PyTorch's captured steps.")
+    if not captures(config):
+        raise ConfigError(
+            f"{given} needs captured steps, and this run takes them operator by operator. Try train.capture=always."
+        )
 
 
 def _validate_evaluators(config: Config) -> None:

@@ -135,7 +135,7 @@ def _module(own: SmallWorkload) -> ModuleType:
 def _prepare(config: Config, record: RunRecord, training: Training) -> None:
     record.layout, record.initial = training.layout, training.initial
     # With everything built, so that what a user's code has set on the way is asked for.
-    record.settings_asked = {**snapshot(), **ASKED_BY[config.strategy.name]}
+    record.settings_asked = {**snapshot(), **ASKED_BY[config.strategy.name], **training.settings_of_replicas}
 
 
 def _explore(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:

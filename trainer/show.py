@@ -1,4 +1,4 @@
-"""`python -m trainer show modes|state|guarantees|experiments`: the program's own tables, as it holds them.
+"""`python -m trainer show modes|state|guarantees|experiments|bytecode`: the program's own tables, as it holds them.
 
 `show modes --prove` and `show state --prove` hold what they claim to searches over all orders.
 """
@@ -32,9 +32,8 @@ PROVE = "--prove"
 PROVEN = "Two replicas. yes: held in every order that was covered; no: the number of those that break it."
 IN_PIECES = " in_pieces: a kernel is announced as reading and writing each variable."
 REPLAYED = "To see one: the case's command, with schedule=replay schedule.token=TOKEN in place of schedule=search."
-NOT_YET = "not in this version"
 # State -> how it comes, what goes wrong, the safe way, and the key that says who holds it here.
-STATE: tuple[tuple[str, str, str, str, str | None], ...] = (
+STATE: tuple[tuple[str, str, str, str, str], ...] = (
     (
         "weights, optimizer slots",
         "written without isolation",
@@ -84,7 +83,7 @@ STATE: tuple[tuple[str, str, str, str, str | None], ...] = (
         "per-process counter, copied by fork",
         "another function's body runs",
         "content hash",
-        None,
+        "compile_ids",
     ),
 )
 
@@ -96,6 +95,7 @@ def show(arguments: list[str]) -> int:
         "state": _state,
         "guarantees": _guarantees,
         "experiments": _experiments,
+        "bytecode": _bytecode,
     }
     asked = [argument for argument in arguments if argument != PROVE]
     if len(asked) != 1 or asked[0] not in tables or len(arguments) > 2:
@@ -208,9 +208,7 @@ def _state(_width: int) -> list[Table]:
     return [kinds, _table(("key", "mechanism", "safe", "strategy", "what it does"), mechanisms, caption)]
 
 
-def _held_by(key: str | None) -> str:
-    if key is None:
-        return NOT_YET
+def _held_by(key: str) -> str:
     return "every update_mode" if key == "update_mode" else f"state.{key}"
 
 
@@ -225,6 +223,22 @@ def _safe(held: Holder) -> Text:
 
 def _guarantees(_width: int) -> list[Table]:
     return [_table(("guarantee", "what it says"), list(GUARANTEES.items()))]
+
+
+def _bytecode(_width: int) -> list[Table]:
+    # Here, for it imports NumPy.
+    from trainer.workloads.counter import bytecode
+    from trainer.workloads.counter.ways import WAYS
+
+    headers = ("instruction", "of the variable", "another thread comes in")
+    tables = []
+    for name, operation in bytecode.operations().items():
+        rows = [(row.instruction, row.touches, row.switch) for row in bytecode.of_loop(operation.free)]
+        table = _table(headers, rows)
+        table.title, table.title_justify = f"\nworkload.operation={name}: {WAYS[name].written}", "left"
+        tables.append(table)
+    tables[-1].caption = "One round of each loop, with nothing held. Runs of workload=counter tell where threads wait."
+    return tables
 
 
 def _experiments(_width: int) -> list[Table]:

@@ -19,7 +19,7 @@ the state that the replicas share.
   python -m trainer -m KEY=A,B KEY=C,D ...     every combination, each in a process of its own; one table, sweep.csv and
                                                sweep.png
   python -m trainer report FOLDER...           the same table, CSV and plot again, of runs and sweeps that are there
-  python -m trainer show modes|state|guarantees|experiments
+  python -m trainer show modes|state|guarantees|experiments|bytecode
   python -m trainer show modes|state --prove   the same claims, each held to every order of a small case
 """
 

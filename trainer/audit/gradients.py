@@ -71,8 +71,8 @@ def _row(layout: Layout, step: int, references: Sequence[Reference], largest: fl
 
 def _multiple(applied: Floats, joint: Floats) -> tuple[float, float]:
     factor = float(np.dot(applied.astype(np.float64), joint)) / _norm(joint) ** 2
-    nearest = _norm(factor * joint.astype(np.float64))
     distance = float(np.linalg.norm(applied - factor * joint.astype(np.float64)))
+    nearest = abs(factor) * _norm(joint)
     return factor, distance / nearest if nearest else distance
 
 

@@ -47,6 +47,7 @@ OF_THE_HOLDERS = (
     "batch_statistics_kept",
     "rng_independent",
     "samples_once",
+    "own_compiled_step",
 )
 
 

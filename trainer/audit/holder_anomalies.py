@@ -7,25 +7,12 @@ are two replicas that each took themselves for the only one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
-from trainer.audit.found import Found, found, told, who
+from trainer.audit.found import Found, found, told
 from trainer.audit.lineage import Transaction
+from trainer.audit.mode_anomalies import mode_leaks
+from trainer.audit.touch import Touch, writes
 from trainer.schedule.operations import BUFFER, CURSOR, FLAG, MODE, READ, UPDATE, WRITE, History
-
-# What is written to a mode that is put back to what it was before anybody set it.
-UNSET = ("", "none")
-
-
-class Touch(NamedTuple):
-    """One read, write or update of one place."""
-
-    event: int
-    kind: str
-    version: int
-    base: int
-    by: Transaction
-    value: str
 
 
 def anomalies(history: History, apart: dict[str, list[int]]) -> list[Found]:
@@ -58,66 +45,9 @@ def _touches(history: History, events: list[int]) -> dict[str, list[Touch]]:
     return places
 
 
-def _written(touches: list[Touch]) -> dict[int, Touch]:
-    return {touch.version: touch for touch in touches if touch.kind != READ}
-
-
-def mode_leaks(history: History, place: str, touches: list[Touch]) -> Iterator[Found]:
-    """A mode that is not at the end what it was at first, or that another replica set inside one's own scope.
-
-    Version 0 is that nobody set it, and whoever restores that says so (`UNSET`). A write that brings back the value
-    which a scope found when it began ends the scope. A mode that another replica set to the same value is no leak: it
-    is the one asked for.
-    """
-    written = _written(touches)
-    if not written:
-        return
-    values = {0: UNSET, **{version: (touch.value,) for version, touch in written.items()}}
-    leaked = _left_on(history, place, touches, written)
-    if leaked is not None:
-        yield leaked
-    # The scopes that each step is inside, each with its set and with what it found and will put back.
-    scopes: dict[Transaction, list[tuple[Touch, tuple[str, ...] | None]]] = {}
-    told_of: set[Transaction] = set()
-    for touch in touches:
-        open_scopes = scopes.setdefault(touch.by, [])
-        if touch.kind != READ:
-            before = open_scopes[-1][1] if open_scopes else ()
-            if before is None or touch.value in before:
-                open_scopes.pop()
-            else:
-                open_scopes.append((touch, values.get(touch.base)))
-        elif open_scopes and touch.by not in told_of:
-            own, setter = open_scopes[-1][0], written.get(touch.version)
-            if setter is not None and setter.by != touch.by and setter.value != own.value:
-                told_of.add(touch.by)
-                because = (
-                    f"{told(*touch.by)} set {place} to {own.value!r} and then read version {touch.version}, "
-                    f"{setter.value!r}, which {told(*setter.by)} wrote"
-                )
-                events = (own.event, setter.event, touch.event)
-                yield found(history, "mode_leak", "precision_as_asked", place, events, because)
-
-
-def _left_on(history: History, place: str, touches: list[Touch], written: dict[int, Touch]) -> Found | None:
-    last = written[max(written)]
-    if last.value in UNSET:
-        return None
-    events = [last.event]
-    because = f"{who(history, last.event)} wrote {place} version {last.version}, the last: it ends as {last.value!r}"
-    # Where a scope put back what it had found, that it found another's is why.
-    for touch in touches:
-        setter = written.get(touch.version) if touch.kind == READ else None
-        if touch.by == last.by and setter is not None and setter.by != last.by and setter.value == last.value:
-            events += [setter.event, touch.event]
-            because += f", which is what it had found: version {setter.version}, set by {told(*setter.by)}"
-            break
-    return found(history, "mode_leak", "precision_as_asked", place, events, f"{because}, not as it was at first")
-
-
 def misdealt_samples(history: History, place: str, touches: list[Touch]) -> Iterator[Found]:
     """Batches that were taken twice, and numbers of batches that were jumped over."""
-    written = _written(touches)
+    written = writes(touches)
     takers: dict[int, Touch] = {}
     for touch in written.values():
         if touch.kind != WRITE or touch.base < 0:
@@ -148,7 +78,7 @@ def repeated_first_calls(history: History, place: str, touches: list[Touch]) -> 
     """Replicas that each found the flag as it was at first, and then set it."""
     first: Touch | None = None
     told_of: set[Transaction] = set()
-    for touch in _written(touches).values():
+    for touch in writes(touches).values():
         if touch.base != 0:
             continue
         if first is None:

@@ -130,8 +130,11 @@ def _find_over_all(
     found = over_all(explored, replay, same_bits=same_bits)
     if explored.kind == "replayed":
         found["same_bits"] = findings.differing_outcomes(outcomes)
-    if explored.first and heeds(config, "update_mode"):
-        _settle(config, found)
+    if heeds(config, "update_mode"):
+        if explored.first:
+            _settle(config, found)
+    else:
+        _name_remedies(config, found)
     precision = precision_findings.computed_precision(record)[1] if record.trains and record.ended else []
     return found, precision
 
@@ -168,6 +171,7 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
             "batch_statistics_kept": state_findings.kept_statistics(record),
             "rng_independent": state_findings.random_numbers(record, derived=derived),
             "samples_once": state_findings.samples_once(record),
+            "own_compiled_step": state_findings.compiled_steps(record, findings.JOINT_TOLERANCE[config.precision.name]),
         }
     return found, rows
 
@@ -200,10 +204,16 @@ def _settle(config: Config, found: dict[str, Finding]) -> None:
 
 def _name_remedies(config: Config, found: dict[str, Finding]) -> None:
     """Name the holder that would keep what was broken; where the holder is safe, it is the update mode that is not."""
-    for key in HOLDERS:
+    for key in (key for key in HOLDERS if heeds(config, f"state.{key}")):
         held = holder(config, key)
         for anomaly in found[held.guarantee].anomalies if held.guarantee in found else ():
-            anomaly.remedy = held.remedy or MODES[config.update_mode.name].remedy
+            anomaly.remedy = held.remedy or (
+                MODES[config.update_mode.name].remedy if heeds(config, "update_mode") else ""
+            )
+        if config.strategy.name not in held.strategies:
+            # Of those that wait for it, too: there is no order in which they do not.
+            for anomaly in found["no_deadlock"].anomalies if "no_deadlock" in found else ():
+                anomaly.remedy = next(each.remedy for each in HOLDERS[key].values() if each.remedy)
 
 
 def _claimants(config: Config, name: str) -> str:

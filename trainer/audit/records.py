@@ -123,6 +123,26 @@ class ReplicaRecord:
         return found
 
 
+class CompiledStep(NamedTuple):
+    """A captured step that was run as a compiled library.
+
+    Attributes:
+        id: under which it was looked up.
+        wanted, content: digests of the step's own content, and of what was run.
+        found: whether it was on disk.
+        seconds: that compiling it took, whenever that was.
+        distance: of what it computes from what the step does, relative to the latter; infinite where it takes or gives
+            other shapes.
+    """
+
+    id: str
+    wanted: str
+    content: str
+    found: bool
+    seconds: float
+    distance: float
+
+
 @dataclass
 class Reference:
     """One replica's gradient at one step, kept whole, with what it is held to. All vectors are float32 [read_size].
@@ -176,6 +196,7 @@ class RunRecord:
         added: float64 [layout.size], the sum of all that replicas set out to add to each copy; only with `audit=full`.
         magnitudes: float64 [layout.size], the sum of each value's magnitude after every addition, with `added`: what
             rounding is in proportion to.
+        compiled: the captured steps that were run as compiled libraries; none where that is not how they were run.
         references_skipped: references that did not fit `audit.reference_mebibytes`.
         trains: whether replicas train the model: otherwise there are steps that were done and no more in a row.
         findings: guarantee -> what a small workload found about it; None for one whose record tells.
@@ -204,6 +225,7 @@ class RunRecord:
     added: NDArray[np.float64] | None = None
     magnitudes: NDArray[np.float64] | None = None
     references: list[Reference] = field(default_factory=list)
+    compiled: list[CompiledStep] = field(default_factory=list)
     references_skipped: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)
     trains: bool = True

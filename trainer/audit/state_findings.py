@@ -246,6 +246,34 @@ def _users(record: RunRecord, number: int) -> str:
     return ", ".join(users[:3])
 
 
+# Compiled steps.
+
+
+def compiled_steps(record: RunRecord, tolerance: float) -> Finding:
+    """Hold every compiled library that was run to the step that it was looked up for.
+
+    Args:
+        tolerance: how far its results may be from the step's, relative to them.
+    """
+    if not record.compiled:
+        return Finding(f"steps run by {record.engine or 'nothing'} are not kept, so none is found", applies=False)
+    steps, found = record.compiled, [each for each in record.compiled if each.found]
+    finding = Finding(
+        f"{len(found)} of {len(steps)} compiled steps were found, {sum(each.seconds for each in found):.3g} s of "
+        f"compiling saved; results of the first batch at most {max(each.distance for each in steps):.1e} off the "
+        "steps' own, relative to them"
+    )
+    foreign = [each for each in steps if each.content != each.wanted or not each.distance <= tolerance]
+    if foreign:
+        first = foreign[0]
+        witness = (
+            f"under {first.id} was the step {first.content[:8]}, and {first.wanted[:8]} was looked up; what it "
+            f"computes of the first batch is {first.distance:.1e} off, relative to the step's own"
+        )
+        finding.anomalies.append(Anomaly("foreign_step", len(foreign), len(steps), "compiled steps", witness))
+    return finding
+
+
 # Settings.
 
 

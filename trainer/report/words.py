@@ -74,10 +74,12 @@ def told_of(anomaly: Anomaly) -> list[tuple[str, str]]:
 
 
 def error(what: Error) -> str:
-    """`crash in replica 1 at step 17: message`, as far as it is known."""
+    """`crash in replica 1 at step 17: message`, as far as it is known; of a message with stacks the first line."""
     replica = "" if what.replica is None else f" in replica {what.replica}"
     step = "" if what.step is None else f" at step {what.step}"
-    return f"{what.kind}{replica}{step}: {' '.join(what.message.split())}"
+    first, _, stacks = what.message.strip().partition("\n")
+    more = " (console.log has the stacks)" if stacks else ""
+    return f"{what.kind}{replica}{step}: {' '.join(first.split())}{more}"
 
 
 def exit_meaning(verdict: Verdict, fail_on: str) -> str:

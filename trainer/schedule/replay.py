@@ -13,13 +13,25 @@ if TYPE_CHECKING:
 
 # What decides neither which operations there are nor what they do.
 BESIDE = ("schedule", "audit", "fail_on", "require")
-BESIDE_OF_TRAIN = ("log_every", "evaluate_every", "stall_seconds", "timeout_seconds", "threads_per_replica")
+BESIDE_OF_TRAIN = (
+    *("log_every", "evaluate_every", "stall_seconds", "timeout_seconds", "threads_per_replica"),
+    "compile_cache",
+)
+# Keys that there were not when tokens were first given out, and what runs did then: tokens of those stay good.
+LATER = {
+    ("precision", "enabled_by"): "scope",
+    ("state", "compile_ids"): "safe",
+    ("train", "engine"): "torchscript",
+}
 
 
 def hash_of(config: Config) -> str:
     """Six digits that two configurations have in common when a token of one is a token of the other."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in BESIDE}
     fields["train"] = {name: value for name, value in fields["train"].items() if name not in BESIDE_OF_TRAIN}
+    for (group, key), before in LATER.items():
+        if fields[group][key] == before:
+            del fields[group][key]
     fields["cut"] = cut(config)
     return config_hash(f"{name}={value!r}" for name, value in sorted(fields.items()))
 

@@ -114,4 +114,12 @@ HOLDERS: dict[str, dict[str, Holder]] = {
             "",
         ),
     ),
+    "compile_ids": _table(
+        "own_compiled_step",
+        "state.compile_ids=content names a step by what it computes",
+        ("content", "always", _BOTH, "A hash of all that a step computes: the same wherever the step is.", ""),
+        ("uuid", "always", _BOTH, "Drawn for each step: no other process has it, so none finds it again.", ""),
+        ("random_offset", "never", _BOTH, "A counter that starts anywhere, again after a fork: collides rarely.", ""),
+        ("counter", "never", _BOTH, "A counter of the process, which fork copies.", ""),
+    ),
 }

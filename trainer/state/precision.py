@@ -1,7 +1,7 @@
 """Where the precision mode lives: the dtype that layers are to compute in. Standard library only.
 
 Layers ask `current()` each time they are called (`trainer/workloads/policy.py`). A holder differs from the others in
-what `scope` writes and in what a replica's thread is handed. Safe and unsafe ones stand side by side.
+what `scope` and `enable` write and in what a replica's thread is handed. Safe and unsafe ones stand side by side.
 
 What threads share is announced just before it is read or written (`trainer/schedule/point.py`).
 """
@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from trainer.schedule.locks import unmodelled
-from trainer.schedule.operations import MODE, READ, UPDATE, WRITE
+from trainer.schedule.operations import ENABLED, MODE, READ, UPDATE, WRITE
 from trainer.schedule.point import point
 from trainer.state.synchronized import Synchronized
 
@@ -30,6 +30,9 @@ class PrecisionHolder(Protocol):
     def scope(self, dtype: str) -> AbstractContextManager[None]:
         """Turn a mode on for the time of a `with` block."""
 
+    def enable(self, dtype: str | None) -> None:
+        """Turn a mode on, or all modes off, until somebody turns on another."""
+
     def hand_over(self) -> Runner:
         """What a replica takes from whoever starts it: called by the starter, once for each replica."""
 
@@ -42,13 +45,19 @@ def _plainly(function: Callable[[], Any]) -> Any:
 
 
 class Explicit:
-    """Safe: there is no mode. The compute dtype is an argument of every call: nothing to leak, nothing to miss."""
+    """Safe: there is no mode. The compute dtype is an argument of every call: nothing to leak, nothing to miss.
+
+    So nothing can be turned on either: whoever wants a dtype passes it.
+    """
 
     def current(self) -> str | None:
         return None
 
     def scope(self, dtype: str) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def enable(self, dtype: str | None) -> None:
+        """There is nothing to turn on."""
 
     def hand_over(self) -> Runner:
         return _plainly
@@ -77,6 +86,9 @@ class Inherited:
         finally:
             self._mode.reset(token)
 
+    def enable(self, dtype: str | None) -> None:
+        self._mode.set(dtype)
+
     def hand_over(self) -> Runner:
         return contextvars.copy_context().run  # one copy each: no two replicas can be inside the same one
 
@@ -101,6 +113,9 @@ class ThreadLocal:
             yield
         finally:
             self._held.mode = before
+
+    def enable(self, dtype: str | None) -> None:
+        self._held.mode = dtype
 
     def hand_over(self) -> Runner:
         return _plainly
@@ -128,14 +143,17 @@ class ProcessGlobal:
         finally:
             self._set(before)
 
+    def enable(self, dtype: str | None) -> None:
+        self._set(dtype, stays=True)
+
     def hand_over(self) -> Runner:
         return _plainly
 
     def clear(self) -> None:
         self._set(None)
 
-    def _set(self, dtype: str | None) -> None:
-        point(WRITE, "precision mode", of=MODE, value=dtype or "none")
+    def _set(self, dtype: str | None, *, stays: bool = False) -> None:
+        point(WRITE, "precision mode", of=MODE, value=_told(dtype, stays=stays))
         self._mode = dtype
 
 
@@ -158,15 +176,24 @@ class LockedGlobal:
         finally:
             self._exchange(before)
 
+    def enable(self, dtype: str | None) -> None:
+        self._exchange(dtype, stays=True)
+
     def hand_over(self) -> Runner:
         return _plainly
 
     def clear(self) -> None:
         self._exchange(None)
 
-    def _exchange(self, dtype: str | None) -> str | None:
-        point(UPDATE, "precision mode", of=MODE, value=dtype or "none")  # whole: nothing comes between get and set
+    def _exchange(self, dtype: str | None, *, stays: bool = False) -> str | None:
+        # Whole: nothing comes between get and set.
+        point(UPDATE, "precision mode", of=MODE, value=_told(dtype, stays=stays))
         return self._mode.exchange(dtype)
+
+
+def _told(dtype: str | None, *, stays: bool) -> str:
+    """What is written, in words: that no scope is to take it back is said, for the audit cannot see it."""
+    return f"{dtype or 'none'}, {ENABLED}" if stays else dtype or "none"
 
 
 PRECISION_HOLDERS: dict[str, Callable[[], PrecisionHolder]] = {

@@ -89,6 +89,8 @@ class AfterTheRun:
                 run.put_in_copy(run.flat, own, padded)
             if run.position is not None:
                 run.put(run.position, np.int32(reference.batch))
+            if not run.captures and any(noted[step].first_call for noted in run.noted):
+                run.training.forget_first_call()  # or it would not be made again
             results = run.call(step, step + 1, self._roles)
             self._again[step] = key, [result.contribution for result in results]
         return self._again[step][1]

@@ -14,10 +14,13 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+
+if TYPE_CHECKING:
+    from trainer.strategies.compiled import Compiler
 
 log = logging.getLogger(__name__)
 
@@ -32,24 +35,42 @@ class Captured:
     """
 
     call: Callable[..., Any]
-    engine: str  # torchscript or fx
+    engine: str  # torchscript, inductor or fx
 
     def __call__(self, *args: Any) -> Any:
         return self.call(*args)
 
 
-def capture(function: Callable[..., Any], *example: torch.Tensor) -> Captured:
+def capture(function: Callable[..., Any], *example: torch.Tensor, compiler: Compiler | None = None) -> Captured:
     """Capture a pure function of tensors for inputs of the example's shapes.
+
+    Args:
+        compiler: makes a library of it (`engine=inductor`), where one is to be had.
 
     Call it from one thread at a time, before replicas start: `make_fx` keeps process-wide state.
     """
     with torch.no_grad():
         # Through a lambda: the function's own annotations would end up in the graph, where TorchScript trips over them.
         graph = make_fx(lambda *inputs: function(*inputs))(*example)
-        captured = _scripted(graph)
+        captured = _compiled(compiler, function.__qualname__, graph, example) or _scripted(graph)
         for _ in range(WARM_UP_CALLS):
             captured(*example)
     return captured
+
+
+def _compiled(
+    compiler: Compiler | None, name: str, graph: torch.fx.GraphModule, example: tuple[torch.Tensor, ...]
+) -> Captured | None:
+    if compiler is None:
+        return None
+    # Here, for only `engine=inductor` needs it.
+    from trainer.strategies.library import CannotCompile
+
+    try:
+        return Captured(compiler.compile(name, graph, example), "inductor")
+    except CannotCompile as error:
+        log.warning("The captured step runs as TorchScript, not as a compiled library: %s", error)
+        return None
 
 
 def _scripted(graph: torch.fx.GraphModule) -> Captured:

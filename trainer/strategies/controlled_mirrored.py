@@ -47,7 +47,7 @@ class MirroredCase:
     def run(self, order: Order, record: RunRecord) -> None:
         training = self._training
         run, steps = self._take_all_steps(order, record)
-        record.mode_left = training.precision.current()
+        record.mode_left = training.mode_left
         self._read_off(run, steps)
         if training.audited:
             # Where a step depends on what others do meanwhile, it is the whole order that is run again.

@@ -69,7 +69,7 @@ class ThreadsCase:
                 self._steps = threads.steps
                 bodies = [partial(threads.replica, own) for own in range(self.num_replicas)]
                 turnstile(order, config).run(bodies)
-            record.mode_left = training.precision.current()
+            record.mode_left = training.mode_left
         threads.finish()
         threads.complete()
 

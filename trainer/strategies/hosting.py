@@ -81,7 +81,7 @@ def complete_references(
 
 def turned_on(training: Training) -> AbstractContextManager[None]:
     """The precision mode round the whole training, where main is who turns it on."""
-    return training.precision.scope(training.asked[0]) if training.enabled_in == "main" else nullcontext()
+    return training.turned_on(training.asked[0]) if training.enabled_in == "main" else nullcontext()
 
 
 def compare_settings(record: RunRecord, own: int) -> None:

@@ -72,7 +72,7 @@ def train(config: Config, training: Training, record: RunRecord, watcher: Watche
     """Train under MirroredStrategy over the machine's GPUs, or over logical CPU devices, and fill `record`."""
     with turned_on(training):
         Mirrored(config, training, record, watcher, stop).run()
-    record.mode_left = training.precision.current()
+    record.mode_left = training.mode_left
 
 
 def _devices(num_replicas: int) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from trainer.audit.records import RunRecord
 from trainer.strategies.hosting import RunBroken, StopFlag
+from trainer.strategies.lock_watch import LockWatch
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class ReplicaThreads:
         ended: set when a replica has raised, or the run is to be stopped: bodies then begin no further step.
         abort: wakes replicas that wait for each other; they raise `threading.BrokenBarrierError`, or end.
         report: called by the main thread, about twenty times a second and once after the last step.
+        locks: watches the locks that replicas use, where any are watched.
     """
 
     def __init__(
@@ -44,12 +46,15 @@ class ReplicaThreads:
         report: Callable[[], None],
         stop: StopFlag,
         stall_seconds: float,
+        locks: LockWatch | None = None,
     ) -> None:
         self._ended = ended
         self.seconds = 0.0
         self._record, self._body = record, body
         self._abort, self._report = abort, report
         self._stop, self._stall_seconds = stop, stall_seconds
+        self._locks = locks
+        self._stuck: frozenset[threading.Thread] = frozenset()
         self._go = threading.Event()
         self._errors: queue.SimpleQueue[RunBroken] = queue.SimpleQueue()
         self._finished = [0.0] * record.num_replicas  # when each replica was through; its own element only
@@ -58,7 +63,7 @@ class ReplicaThreads:
         """Start the replicas together and come back when all are through, or have been stopped.
 
         Raises:
-            RunBroken: a replica raised, or none finished a step for `stall_seconds`.
+            RunBroken: a replica raised, some are in deadlock, or none finished a step for `stall_seconds`.
         """
         threads = [
             threading.Thread(target=self._replica, args=(own,), name=f"replica-{own}", daemon=True)
@@ -75,6 +80,8 @@ class ReplicaThreads:
             self._abort()
             deadline = time.monotonic() + JOIN_SECONDS
             for thread in threads:
+                if thread in self._stuck:
+                    continue  # it never ends
                 thread.join(max(0.0, deadline - time.monotonic()))
         self.seconds = max(0.0, max(self._finished) - started)
 
@@ -97,6 +104,7 @@ class ReplicaThreads:
         moved, moved_at = -1, time.monotonic()
         while (alive := [thread for thread in threads if thread.is_alive()]) and not self._stop.is_set():
             self._raise_errors()
+            self._look_at_locks()
             self._report()
             done = self._record.micro_steps_done
             if done != moved:
@@ -112,6 +120,13 @@ class ReplicaThreads:
             alive[0].join(POLL_SECONDS)
         self._raise_errors()
         self._report()
+
+    def _look_at_locks(self) -> None:
+        found = self._locks.deadlock() if self._locks is not None else None
+        if found is not None:
+            self._stuck = found.threads
+            log.error("deadlock: %s.\n%s\n%s", found.told, found.held, found.waits)
+            raise RunBroken("deadlock", f"{found.told}.\n{found.held}", step=self._record.steps_done)
 
     def _raise_errors(self) -> None:
         if not self._errors.empty():

@@ -8,11 +8,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from trainer.audit.records import CompiledStep
 from trainer.config import Config
 from trainer.holders import captures, holder, mechanism
 from trainer.state.gradients import GradientHolder, PerReplica
 from trainer.state.layout import Floats
 from trainer.strategies.capture import Captured, capture
+from trainer.strategies.compiled import Compiler
 from trainer.workloads.train import Training
 
 # prefix, template, samples, step, positions -> contribution, row
@@ -24,7 +26,8 @@ class Steps:
 
     Attributes:
         gradients: where a replica's gradients are put.
-        engine: torchscript, fx or eager.
+        engine: torchscript, inductor, fx or eager.
+        compiled: the steps that run as compiled libraries.
 
     Thread-safety: built by the main thread, before there are replicas; `take` may then be called by all of them.
     """
@@ -37,6 +40,7 @@ class Steps:
         self.templates = [torch.from_numpy(training.layout.own_canaries(own)) for own in range(config.num_replicas)]
         self._positions = [torch.from_numpy(training.positions(own)) for own in range(config.num_replicas)]
         self._captured: dict[tuple[str, bool, int], Captured] = {}
+        self._compiler = Compiler(config) if config.train.engine == "inductor" else None
         self.engine = "eager"
         self.captures = captures(config)
         if self.captures:
@@ -44,6 +48,10 @@ class Steps:
                 self.engine = self.captured(dtype).engine
             if config.train.evaluators:
                 self.captured("float32", trains=False)
+
+    @property
+    def compiled(self) -> list[CompiledStep]:
+        return [] if self._compiler is None else self._compiler.steps
 
     def take(self, own: int, prefix: Tensor, number: Tensor, samples: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
         """One replica's step, in the compute dtype that it is asked for as far as the precision holder keeps to it."""
@@ -59,7 +67,8 @@ class Steps:
         step = self.captured(dtype, batch_size=len(samples))
         prefix = torch.from_numpy(snapshot)
         contribution, _ = step(prefix, self.templates[own], samples, torch.tensor(number), positions)
-        vector: Floats = contribution.numpy()
+        # A copy: it may be a library's buffer (`_capture`).
+        vector: Floats = contribution.numpy().copy()
         return vector
 
     def positions(self, own: int) -> Tensor:
@@ -95,18 +104,19 @@ class Steps:
         def step(
             prefix: Tensor, template: Tensor, x: Tensor, y: Tensor, samples: Tensor, number: Tensor, positions: Tensor
         ) -> tuple[Tensor, Tensor]:
-            contribution, row = training.step(
-                private.differentiate,
-                prefix,
-                template,
-                x[samples],
-                y[samples],
-                samples,
-                number,
-                positions,
-                compute_dtype=dtype,
-                trains=trains,
-            )
+            with training.put_back():
+                contribution, row = training.step(
+                    private.differentiate,
+                    prefix,
+                    template,
+                    x[samples],
+                    y[samples],
+                    samples,
+                    number,
+                    positions,
+                    compute_dtype=dtype,
+                    trains=trains,
+                )
             return _own(contribution, trains), row.detach()
 
         # Round the whole step, where that is how a replica finds its mode; else the step turns it on where it belongs.
@@ -120,13 +130,18 @@ class Steps:
                 torch.arange(size),
                 torch.tensor(0),
                 torch.arange(size, dtype=torch.int32),
+                # Of the batches that replicas take; what the audit computes of others is not worth the time.
+                compiler=self._compiler if size == training.batch_size else None,
             )
-        return Captured(
-            lambda prefix, template, samples, number, positions: captured(
-                prefix, template, self._x, self._y, samples, number, positions
-            ),
-            captured.engine,
-        )
+
+        def call(
+            prefix: Tensor, template: Tensor, samples: Tensor, number: Tensor, positions: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            contribution, row = captured(prefix, template, self._x, self._y, samples, number, positions)
+            # A library's outputs are the calling thread's buffers, which its next call writes to; rows are kept longer.
+            return contribution, row.clone() if captured.engine == "inductor" else row
+
+        return Captured(call, captured.engine)
 
     def _step(
         self,

@@ -88,7 +88,7 @@ def train(config: Config, training: Training, record: RunRecord, watcher: Watche
             traced(record, config.audit.trace_steps, build, watch_training, Threads.run)
         else:
             build().run()
-    record.mode_left = training.precision.current()
+    record.mode_left = training.mode_left
 
 
 def kind_of(config: Config) -> type[UpdateMode]:
@@ -166,7 +166,7 @@ class Threads:
         self.gradients: GradientHolder = SharedGrad(training.layout) if shares_grad else PerReplica()
         self.steps = steps if isinstance(steps, Steps) else steps(config, training)
         self.steps.gradients = self.gradients
-        record.engine = self.steps.engine
+        record.engine, record.compiled = self.steps.engine, self.steps.compiled
         self.cursor = self._cursor()
         self.first_by_main = mechanism(config, "first_call") == "before_start"
         self.runners = [training.precision.hand_over() for _ in self.replicas]
@@ -340,7 +340,7 @@ class Threads:
         """So that no replica's call is the first; capturing the step has been one."""
         if not self.steps.captures:
             prefix = torch.from_numpy(self.training.initial[: self.training.layout.read_size].copy())
-            with torch.no_grad():
+            with torch.no_grad(), self.training.put_back():
                 _, samples = self.cursor.take(0, 0)
                 self.steps.take(0, prefix, torch.tensor(0), samples, self.training.asked[0])
             self.cursor = self._cursor()

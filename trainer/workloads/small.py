@@ -40,6 +40,8 @@ class SmallWorkload:
         uses: groups and single keys of the configuration that it heeds, besides `EVERYBODYS`.
         rules: module in `trainer.workloads`.
         max_replicas: the most that it can have.
+        shows: state holders, as KEY=VALUE, that it may have where others are refused them: what goes wrong with them
+            there is what it is to show.
     """
 
     name: str
@@ -50,6 +52,7 @@ class SmallWorkload:
     uses: tuple[str, ...] = ()
     rules: str = ""
     max_replicas: int = MAX_REPLICAS
+    shows: tuple[str, ...] = ()
 
 
 # What every small workload heeds: groups, and single keys.
@@ -91,6 +94,54 @@ SMALL: dict[str, SmallWorkload] = {
             "it is PyTorch's settings that it looks at.",
             ("settings_as_asked", "rng_independent"),
         ),
+        SmallWorkload(
+            "autocast",
+            "defaults.autocast",
+            ("threads",),
+            "it is PyTorch's autocast that it looks at.",
+            ("precision_as_asked", "settings_as_asked", "invariants_kept"),
+        ),
+        SmallWorkload(
+            "bank",
+            "bank.workload",
+            ("threads",),
+            "under mirrored one replica's Python code runs at a time.",
+            ("no_lost_updates", "no_torn_reads", "invariants_kept", "no_deadlock"),
+            uses=("schedule", "audit.repeat"),
+            rules="bank.rules",
+        ),
+        SmallWorkload(
+            "precision",
+            "precision.workload",
+            ("threads", "mirrored"),
+            "",
+            ("precision_as_asked", "initialized_once", "no_deadlock"),
+            uses=("schedule", "state.precision", "state.first_call", "audit.repeat"),
+            rules="precision.rules",
+            max_replicas=1024,
+            shows=("state.first_call=double_checked",),
+        ),
+        SmallWorkload(
+            "counter",
+            "counter.workload",
+            ("threads", "mirrored"),
+            "",
+            (
+                *("no_lost_updates", "no_torn_reads", "fresh_gradients", "joint_gradient", "replicas_identical"),
+                *("invariants_kept", "no_deadlock"),
+            ),
+            uses=("update_mode", "schedule", "audit.repeat"),
+            rules="counter.rules",
+        ),
+        SmallWorkload(
+            "compile_cache",
+            "compile_cache.workload",
+            ("threads",),
+            "it is PyTorch's steps that are compiled.",
+            ("own_compiled_step", "gradients_unmixed"),
+            uses=("state.compile_ids",),
+            rules="compile_cache.rules",
+        ),
     )
 }
 
@@ -101,9 +152,11 @@ def small(config: Config) -> SmallWorkload | None:
 
 
 def heeds(config: Config, key: str) -> bool:
-    """Whether the workload heeds a group or a key of the configuration; `train` heeds all."""
+    """Whether the workload heeds a group or a key of the configuration; `train` heeds nearly all."""
     own = small(config)
-    return own is None or bool({key, key.partition(".")[0]} & {*EVERYBODYS, *own.uses})
+    if own is None:
+        return key != "state.compile_ids" or config.train.engine == "inductor"  # torchscript's steps are not kept
+    return bool({key, key.partition(".")[0]} & {*EVERYBODYS, *own.uses})
 
 
 def check(config: Config) -> None:

@@ -85,7 +85,13 @@ class TorchNetwork:
 
 
 class NativeAutocast:
-    """`torch.autocast` itself as the holder: its mode is the calling thread's, and new threads have none."""
+    """`torch.autocast` itself as the holder: its mode is the calling thread's, and new threads have none.
+
+    Attributes:
+        settings: what `enable` changes, as `trainer/state/settings.py` calls it.
+    """
+
+    settings = ("torch autocast", "torch autocast dtype", "torch autocast cache")
 
     def current(self) -> str | None:
         return str(torch.get_autocast_dtype("cpu")).removeprefix("torch.") if torch.is_autocast_enabled("cpu") else None
@@ -93,11 +99,19 @@ class NativeAutocast:
     def scope(self, dtype: str) -> AbstractContextManager[None]:
         return _autocast(dtype)
 
+    def enable(self, dtype: str | None) -> None:
+        enabled = dtype not in (None, "float32")
+        torch.set_autocast_enabled("cpu", enabled)
+        # A cast that it kept would be used for as long as it is on, whatever becomes of the weights.
+        torch.set_autocast_cache_enabled(False)
+        if enabled:
+            torch.set_autocast_dtype("cpu", getattr(torch, str(dtype)))
+
     def hand_over(self) -> Runner:
         return lambda function: function()
 
     def clear(self) -> None:
-        """Nothing to do: outside of every scope a thread has no mode."""
+        self.enable(None)
 
 
 def _autocast(dtype: str) -> AbstractContextManager[None]:

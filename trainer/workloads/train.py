@@ -6,7 +6,7 @@ Keras must be imported with its backend chosen, so this module is imported in th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -25,6 +25,7 @@ from trainer.state.first_call import FIRST_CALLS
 from trainer.state.layout import Floats
 from trainer.state.precision import PrecisionHolder
 from trainer.state.random_numbers import Drawn, Generated
+from trainer.state.settings import ANY
 from trainer.updates import optimizers
 from trainer.workloads import build
 from trainer.workloads.watched import Watched
@@ -72,6 +73,7 @@ class Training:
         self.asked = asked_dtypes(config)
         self.explicit = mechanism(config, "precision") == "explicit"
         self.enabled_in = config.precision.enabled_in
+        self._enables = config.precision.enabled_by == "enable"
         self.network = build.network(config, self.dataset)
         self.precision: PrecisionHolder = self.network.precision
         self._first_call = mechanism(config, "first_call")
@@ -105,8 +107,33 @@ class Training:
 
     def renew(self) -> None:
         """As before the first step: state holders have forgotten what replicas left in them."""
-        self.first_call = FIRST_CALLS[self._first_call](self.network)
+        self.forget_first_call()
         self.precision.clear()
+
+    def forget_first_call(self) -> None:
+        """So that the next call is the first one again."""
+        self.first_call = FIRST_CALLS[self._first_call](self.network)
+
+    def turned_on(self, dtype: str) -> AbstractContextManager[None]:
+        """A precision mode, for the time of a `with` block or, where modes are enabled, from there on."""
+        if not self._enables:
+            return self.precision.scope(dtype)
+        self.precision.enable(dtype)
+        return nullcontext()
+
+    def put_back(self) -> AbstractContextManager[None]:
+        """Round what main computes for itself: a mode that it enables there is off again afterwards."""
+        return self.precision.scope(self.asked[0]) if self._enables and self.enabled_in == "replica" else nullcontext()
+
+    @property
+    def mode_left(self) -> str | None:
+        """The mode that is on in the calling thread although all scopes were left; one that was enabled is to stay."""
+        return None if self._enables else self.precision.current()
+
+    @property
+    def settings_of_replicas(self) -> dict[str, str]:
+        """Settings of the framework that replicas change themselves where they enable a mode."""
+        return dict.fromkeys(getattr(self.precision, "settings", ()) if self._enables else (), ANY)
 
     def step(
         self,
@@ -182,7 +209,8 @@ class Training:
         """Logits in inference, in the precision that replicas train in: float32 [batch, classes]."""
         values = self._unpack(prefix)
         weights, statistics = values[: self.num_weights], values[self.num_weights : self._num_variables]
-        logits, _ = self._forward(weights, statistics, x, training=False, compute_dtype=self.asked[0])
+        with self.put_back():
+            logits, _ = self._forward(weights, statistics, x, training=False, compute_dtype=self.asked[0])
         return ops.cast(logits, "float32")
 
     def expected_words(self, num_steps: int, replica_id: int) -> Floats:
@@ -205,7 +233,7 @@ class Training:
         """The model's call, in the precision that was asked for as far as the holder keeps to it."""
         # Main has turned on what the first replica is asked for; whoever needs another mode turns it on itself.
         own = self.enabled_in == "replica" or compute_dtype != self.asked[0]
-        with self.precision.scope(compute_dtype) if own else nullcontext():
+        with self.turned_on(compute_dtype) if own else nullcontext():
             return self.network.call(
                 weights, statistics, x, training=training, compute_dtype=compute_dtype if self.explicit else None
             )
