@@ -286,7 +286,7 @@ def test_a_dictionary_with_a_strange_key_is_refused() -> None:
 
 def test_keys_have_their_defaults_texts_and_owners_from_the_schema() -> None:
     known = keys()
-    assert known["num_replicas"].text == "Replicas, 1 to 64."
+    assert known["num_replicas"].text == "Replicas, 1 to 64; with workload=precision under threads up to 1024."
     assert known["num_replicas"].default == str(Config().num_replicas)
     assert known["model.hidden"].owners == ("model=mlp",)
     assert known["optimizer.learning_rate"].owners == ()

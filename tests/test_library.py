@@ -123,8 +123,8 @@ def test_a_library_computes_the_training_step(name: str, tmp_path: Path, monkeyp
     for inputs in (example, (prefix * 1.5, template, x, y, samples + 100, number + 7, positions + 8)):
         for ours, eager in zip(library(*inputs), graph(*inputs), strict=True):
             assert ours.dtype == eager.dtype
-            # Sums in another order; seen: 5e-8 in float32, none in bfloat16, where both round to 8 bits.
-            torch.testing.assert_close(ours, eager, rtol=0, atol=2e-6)
+            # Sums in another order; seen: 1.8e-6 of 3.3 in float32, and none in bfloat16, where both round the same.
+            torch.testing.assert_close(ours, eager, rtol=0, atol=1e-5)
             if "bfloat16" in name:
                 assert torch.equal(_fits_bfloat16(ours), _fits_bfloat16(eager))
 
@@ -282,36 +282,49 @@ def test_the_graph_itself_does_in_a_thread_that_has_not_asked(long: Compiled) ->
     assert _threads_started(long.graph)
 
 
+def _grown(work: Callable[[], object], times: int) -> int:
+    """Bytes of memory that the process has more of after some calls than before them."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    for _ in range(times):
+        work()
+    return process.memory_info().rss - before
+
+
 @pytest.mark.slow
-def test_calls_do_not_leak(small: Compiled) -> None:
+@pytest.mark.parametrize("leaks", [False, True])
+def test_calls_do_not_leak(small: Compiled, leaks: bool) -> None:
     """A leaked output is 16 KB a call, a leaked input a megabyte."""
-    process = psutil.Process()
+    kept = []
 
-    def grown(calls: int) -> int:
-        before = process.memory_info().rss
-        for _ in range(calls):
-            small.library(torch.ones(SIZE, SIZE), torch.arange(8))
-        return process.memory_info().rss - before
+    def call() -> None:
+        found, *_ = small.library(torch.ones(SIZE, SIZE), torch.arange(8))
+        if leaks:
+            kept.append(found.clone())
 
-    grown(200)
-    assert grown(2000) < 8 * 2**20
+    _grown(call, 200)
+    assert (_grown(call, 2000) > 8 * 2**20) is leaks
 
 
 @pytest.mark.slow
-def test_threads_that_end_leave_nothing(small: Compiled) -> None:
-    """A model that stayed would hold its constants and 300 threads' buffers, 10 MB in all."""
-    process = psutil.Process()
+@pytest.mark.parametrize("leaks", [False, True])
+def test_threads_that_end_leave_nothing(small: Compiled, leaks: bool) -> None:
+    """What a thread has of its own is 32 KB of buffers and a model with its constants."""
+    kept = []
 
-    def grown(threads: int) -> int:
-        before = process.memory_info().rss
-        for _ in range(threads):
-            thread = threading.Thread(target=small.library, args=small.example)
-            thread.start()
-            thread.join(10)
-        return process.memory_info().rss - before
+    def work() -> None:
+        small.library(*small.example)
+        if leaks:
+            kept.append(small.library._own.caller)
 
-    grown(50)
-    assert grown(300) < 4 * 2**20
+    def call() -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+
+    _grown(call, 50)
+    assert (_grown(call, 400) > 4 * 2**20) is leaks
 
 
 # What it refuses.
