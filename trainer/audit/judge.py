@@ -52,9 +52,10 @@ def judge(
             found, precision = _find(config, record)
             _settle(config, found)
             found["same_bits"] = findings.differing_outcomes(outcomes)
-    why = _why_not(config, error)
     covers = explored.covers if explored is not None else _of_one_run(config)
-    guarantees = [_guarantee(config, name, found.get(name), why, covers) for name in GUARANTEES]
+    guarantees = [
+        _guarantee(config, name, found.get(name), _why_not(config, error, name), covers) for name in GUARANTEES
+    ]
     anomalies = [anomaly for finding in found.values() if finding.applies for anomaly in finding.anomalies]
     return Verdict(
         sum_up(error, guarantees, _at_risk(config), _basis(config)),
@@ -229,11 +230,12 @@ def _guarantee(config: Config, name: str, finding: Finding | None, why: str, cov
     return Guarantee(name, is_claimed, required, _status(is_claimed or required, finding), covers, finding.evidence)
 
 
-def _why_not(config: Config, error: Error | None) -> str:
+def _why_not(config: Config, error: Error | None, name: str) -> str:
     """Why a guarantee that nothing was found about was not checked."""
-    if error is not None:
+    own = small(config)
+    if error is not None or (own is not None and name in own.guarantees):
         return "the run did not reach its end"
-    if (own := small(config)) is not None:
+    if own is not None:
         return f"workload={own.name} does not look at it"
     return "audit=none records nothing" if config.audit.name == "none" else "this version has no check for it"
 
