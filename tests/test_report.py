@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 from command import ROOT, Command
 from report_factory import SAFE, UNSAFE, add_broken, add_run
+from rich.console import Console
+
+from trainer.report import table
+from trainer.report.rows import Row
 
 # What a line may take of the processor's time, interpreter and all.
 LINE_SECONDS = 1.5
@@ -158,3 +163,23 @@ def test_help_says_where_the_files_go(command: Command) -> None:
     assert done.returncode == 0
     assert "python -m trainer report FOLDER... [--output FOLDER]" in said
     assert "Default: FOLDER itself; with several, the working directory" in said
+
+
+def test_small_workloads_are_told_apart_by_name_mode_and_where_that_is_not_enough_by_experiment() -> None:
+    def row(job: str, experiment: str, workload: str, mode: str | None = None) -> Row:
+        command = f"python -m trainer experiment={experiment}"
+        run = {"strategy": "threads", "workload": workload, "update_mode": mode, "num_replicas": 2, "command": command}
+        return Row(job, experiment, "upheld", run=run)
+
+    def shown(*rows: Row) -> list[str]:
+        output = io.StringIO()
+        table.show(list(rows), Console(file=output, width=200))
+        return output.getvalue().splitlines()
+
+    apart = shown(row("0", "counter_rebind", "counter", "overwrite"), row("1", "tour_3", "train", "overwrite"))
+    assert "experiment" not in apart[0]
+    assert [line.split()[2:4] for line in apart[2:4]] == [["counter", "overwrite"], ["overwrite", "2"]]
+    alike = shown(row("0", "bank_bare_lock", "bank"), row("1", "bank_synchronized", "bank"))
+    assert "experiment" in alike[0]
+    assert "bank_bare_lock" in alike[2]
+    assert "bank_synchronized" in alike[3]

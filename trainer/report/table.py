@@ -14,6 +14,7 @@ from rich.text import Text
 from trainer.report import anomalies, words
 from trainer.report.console import STYLES
 from trainer.report.rows import Row
+from trainer.workloads.small import SMALL
 
 # Keys that the other columns show, or that stand for several others.
 SHOWN = ("strategy", "update_mode", "num_replicas", "model", "train.steps", "experiment")
@@ -97,8 +98,7 @@ def _columns(rows: list[Row], jobs: list[str]) -> dict[str, list[str]]:
     return {
         "job": jobs,
         "strategy": named("strategy"),
-        # A small workload has none, and is what tells its run apart.
-        "mode": [str(row.run.get("update_mode") or row.run.get("workload") or "-") for row in rows],
+        "mode": [_mode(row) for row in rows],
         "N": numbers("num_replicas"),
         "model": named("model"),
         "steps": numbers("steps"),
@@ -111,12 +111,29 @@ def _columns(rows: list[Row], jobs: list[str]) -> dict[str, list[str]]:
     }
 
 
+def _mode(row: Row) -> str:
+    """The update mode; a small workload is what tells its run apart, and not all of them have one."""
+    workload, mode = row.run.get("workload"), row.run.get("update_mode")
+    own = workload if workload in SMALL else None
+    return " ".join(str(each) for each in (own, mode) if each) or str(workload or "-")
+
+
 def _varied(rows: list[Row]) -> dict[str, list[str]]:
     """What else the command gave differently to different runs, by key: two runs must not look the same by omission."""
     given = [_overrides(row) for row in rows]
-    keys = dict.fromkeys(key for each in given for key in each if key not in SHOWN and not key.startswith("hydra"))
+    shown = [key for key in SHOWN if key != "experiment" or not _alike(rows, given)]
+    keys = dict.fromkeys(key for each in given for key in each if key not in shown and not key.startswith("hydra"))
     varied = {key: [each.get(key, "-") for each in given] for key in keys}
     return {key: cells for key, cells in varied.items() if len(set(cells)) > 1}
+
+
+def _alike(rows: list[Row], given: list[dict[str, str]]) -> bool:
+    """Whether runs of different experiments are the same in all other columns."""
+    experiments: dict[tuple[object, ...], set[str]] = {}
+    for row, each in zip(rows, given, strict=True):
+        told = (row.run.get("strategy"), _mode(row), *(row.run.get(key) for key in ("num_replicas", "model", "steps")))
+        experiments.setdefault(told, set()).add(each.get("experiment", ""))
+    return any(len(each) > 1 for each in experiments.values())
 
 
 def _overrides(row: Row) -> dict[str, str]:
