@@ -328,8 +328,9 @@ def test_what_it_cannot_do_is_refused_in_one_line(keys: dict[str, Any], message:
     assert str(refused.value) == message
 
 
-def test_training_keeps_nothing_that_it_compiles_and_does_not_take_the_key() -> None:
+def test_training_takes_the_key_where_it_keeps_what_it_compiles_and_nowhere_else() -> None:
     for mechanism in MECHANISMS:
-        with pytest.raises(ConfigError, match=f"^state.compile_ids={mechanism} needs workload=compile_cache"):
+        with pytest.raises(ConfigError, match=f"^state.compile_ids={mechanism} needs train.engine=inductor"):
             validate(Config(state=State(compile_ids=mechanism)))
+        validate(Config(state=State(compile_ids=mechanism), train=Train(engine="inductor")))
     validate(config_of("safe"))
