@@ -209,6 +209,31 @@ def test_what_is_told_beforehand_is_what_is_loaded(options: SimpleNamespace) -> 
     assert told == Samples(len(loaded.train_x), loaded.train_x.shape[1:])
 
 
+def test_digits_are_those_of_scikit_learn_which_is_not_imported_for_them() -> None:
+    code = (
+        "import sys, data, types\n"
+        "found = data.load(types.SimpleNamespace(name='digits', held_out=0.2), seed=0)\n"
+        "assert 'sklearn' not in sys.modules\n"
+        "import numpy as np\n"
+        "from sklearn.datasets import load_digits\n"
+        "images, labels = load_digits(return_X_y=True)\n"
+        "x = np.concatenate([found.train_x, found.test_x]).reshape(-1, 64) * 16\n"
+        "y = np.concatenate([found.train_y, found.test_y])\n"
+        "rows = lambda x, y: sorted(map(tuple, np.column_stack([x, y])))\n"
+        "print(rows(x, y) == rows(images, labels))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "True\n"
+
+
+def test_digits_that_are_not_installed_are_a_mistake_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(data.DataError, match=r"^data=digits needs scikit-learn, which brings them, installed\. "):
+        data.load(digits(), seed=0)
+
+
 def test_importing_the_packages_loads_no_framework() -> None:
     code = (
         "import sys, data, data.plan, models\n"

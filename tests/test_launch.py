@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -15,9 +18,9 @@ from command import Command, Running, verdict
 from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
-from trainer import child, stop
+from trainer import child, imports, stop
 from trainer.audit.verdict import Error
-from trainer.config import Config
+from trainer.config import Config, Custom, Mlp
 from trainer.folders import claim, settle, status_of
 from trainer.stop import Stop
 
@@ -203,6 +206,22 @@ def test_stop_is_raised_once_and_calls_too_late(monkeypatch: pytest.MonkeyPatch,
     assert (flag.reason, flag.status) == (reason, status)
     flag.set("something else", 1)
     assert (flag.reason, flag.status) == (reason, status)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_keras_takes_along_is_left_out_where_no_user_brings_code(
+    own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imports, "TAKEN_ALONG", ("colorsys",))
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with imports.frameworks(Config(model=Custom(_target_="mine.build") if own else Mlp())):
+        assert not gc.isenabled()
+        assert (importlib.util.find_spec("colorsys") is not None) if own else sys.modules["colorsys"] is None
+        if not own:
+            with pytest.raises(ImportError, match="colorsys"):
+                importlib.import_module("colorsys")
+    assert gc.isenabled()
+    assert importlib.import_module("colorsys").__name__ == "colorsys"
 
 
 def test_settle_keeps_a_verdict_that_is_there(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from trainer.audit.verdict import Error, ErrorKind, Verdict, save
 from trainer.config import Config, ConfigError, Custom, Replay
 from trainer.describe import describe, threads_per_replica
 from trainer.explore import Broken, Explorer
+from trainer.imports import frameworks
 from trainer.report import trace
 from trainer.report.observer import Observer
 from trainer.schedule.case import Case
@@ -100,7 +101,8 @@ def _train(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
 
 def _start(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
     # The framework is imported here and nowhere before; it must be set up before Keras builds anything.
-    strategy = importlib.import_module(f"trainer.strategies.{config.strategy.name}")
+    with frameworks(config):
+        strategy = importlib.import_module(f"trainer.strategies.{config.strategy.name}")
     strategy.prepare(config.num_replicas, came.record.threads_per_replica)
     if config.controlled:
         _explore(config, came, watcher, stop)
