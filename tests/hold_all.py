@@ -68,6 +68,7 @@ def main(strategy_name: str, cases: str, output: str) -> None:
             "anomalies": {each.kind: [each.count, each.of] for each in verdict.anomalies},
             "witnesses": {each.kind: f"{each.where} | {each.witness}" for each in verdict.anomalies},
             "remedies": {each.kind: each.remedy for each in verdict.anomalies},
+            "digest": training.layout.digest(record.copies[0]) if record.copies is not None else None,
             "losses": [replica.losses.tolist() for replica in record.replicas],
         }
     Path(output).write_text(json.dumps(found))

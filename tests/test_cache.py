@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -391,6 +392,84 @@ def test_a_store_without_a_folder_keeps_nothing_and_says_nothing() -> None:
 
 
 # A full disk.
+
+
+def locked_out(store: Store) -> bool:
+    """Whether somebody is making the step."""
+    with open(store.folder / (file_name(ENTRY.id) + stores.LOCK_SUFFIX)) as stream:  # type: ignore[operator]
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_one_makes_a_step_and_who_waited_finds_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    mine, yours = Store(folder), Store(folder)
+    found: list[Entry | None] = []
+
+    def wait() -> None:
+        with yours.alone(ENTRY.id) as waited:
+            found.append(yours.load(ENTRY.id, WANTED) if waited else None)
+
+    waiter = threading.Thread(target=wait)
+    with mine.alone(ENTRY.id) as waited, mine.alone(OTHER.id + "2"):  # another step is another lock
+        assert not waited
+        waiter.start()
+        until = time.monotonic() + WAIT
+        while "waiting" not in caplog.text and time.monotonic() < until:
+            waiter.join(0.01)
+        assert "another process is compiling it; waiting" in caplog.text
+        assert not found
+        mine.save(ENTRY)
+    waiter.join(WAIT)
+    assert found == [ENTRY]
+    assert not locked_out(mine)
+
+
+def test_a_killed_process_lets_the_next_one_make_its_step(folder: Path) -> None:
+    store = Store(folder)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with store.alone(ENTRY.id):
+            os.write(writer, b"in")
+            signal.pause()
+    try:
+        assert os.read(reader, 2) == b"in"
+        assert locked_out(store)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
+    with store.alone(ENTRY.id) as waited:
+        assert not waited
+
+
+def test_what_a_maker_starts_does_not_hold_its_lock(folder: Path) -> None:
+    store = Store(folder)
+    with store.alone(ENTRY.id):
+        outlives = subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
+        assert locked_out(store)
+    try:
+        assert not locked_out(store)
+    finally:
+        outlives.communicate(timeout=WAIT)
+
+
+@pytest.mark.parametrize("without", ["a folder", "locks"])
+def test_without_locks_nobody_waits(without: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(*args: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    store = Store(None if without == "a folder" else folder)
+    monkeypatch.setattr("fcntl.flock", unable)
+    with store.alone(ENTRY.id) as waited:
+        assert not waited
+    told = f"No locks available; processes that share {folder} may compile a step at the same time"
+    assert store.statistics.warnings == ([] if without == "a folder" else [told])
 
 
 def test_a_full_disk_leaves_the_step_that_was_there(folder: Path) -> None:

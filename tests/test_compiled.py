@@ -93,10 +93,15 @@ def test_without_a_compiler_steps_run_as_torchscript_and_the_log_says_so(tmp_pat
         ),
         (
             ["state.compile_ids=counter"],
-            "state.compile_ids=counter needs train.engine=inductor: train.engine=torchscript keeps no step that it has "
-            "captured.",
+            "state.compile_ids=counter needs train.engine=inductor or native: train.engine=torchscript keeps no step "
+            "that it has captured.",
         ),
-        (["train.engine=gcc"], "train.engine must be one of torchscript, inductor; got 'gcc'."),
+        (
+            ["train.engine=native", "schedule=search"],
+            "train.engine=native needs schedule=free: a schedule comes between accesses that the compiled loop makes "
+            "by itself. Try train.engine=inductor.",
+        ),
+        (["train.engine=gcc"], "train.engine must be one of torchscript, inductor, native; got 'gcc'."),
     ],
 )
 def test_an_engine_that_cannot_be_had_is_refused_in_one_line(

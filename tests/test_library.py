@@ -23,9 +23,10 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from trainer.config import Cnn, Config, Mlp, Precision, Train
-from trainer.strategies import capture, steps
-from trainer.strategies.library import CannotCompile, compile_library, identity
-from trainer.strategies.library_calls import SYMBOL, CannotLoad, Description, Library, load
+from trainer.engines import capture
+from trainer.engines.library import CannotCompile, compile_library, identity
+from trainer.engines.library_calls import FORMAT, SYMBOL, CannotLoad, Description, Library, load
+from trainer.strategies import steps
 
 pytestmark = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX") or "g++") is None, reason="libraries need a C++ compiler, and there is none"
@@ -379,7 +380,7 @@ def test_what_is_no_tensor_is_refused(small: Compiled) -> None:
         ({"torch": "1.0"}, "The library was compiled for torch 1.0; this is "),
         ({"threads": 64}, "The library was compiled for 64 intra-op threads; this process has 1."),
         ({"cpu": ["quantum"]}, "The library was compiled for a CPU with quantum, which this one lacks."),
-        ({"format": 0}, "The library has format 0; this version reads 1."),
+        ({"format": 0}, f"The library has format 0; this version reads {FORMAT}."),
         ({"inputs": None}, "The file is no compiled library, or a part of one."),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from report_factory import SAFE, UNSAFE, add_broken, add_run
 
 from trainer.report import panels, plot
 from trainer.report.rows import Row, find
-from trainer.report.series import MEASURES, Chart, Point, Series, chart
+from trainer.report.series import MEASURES, Chart, Ideal, Point, Series, chart
 from trainer.updates.mechanisms import MODES
 
 
@@ -189,6 +190,71 @@ def test_lines_stand_over_the_numbers_of_replicas() -> None:
     assert [label.get_text() for label in throughput.get_xticklabels()] == ["1", "2", "8"]
     (line,) = (each for each in throughput.get_lines() if each.get_marker() == panels.styles(shown)[0].marker)
     assert list(line.get_ydata()) == [1000.0, 2000.0, 8000.0]
+
+
+def test_twice_as_many_replicas_are_equally_far_apart() -> None:
+    throughput = drawn(chart([row("locked", count) for count in (1, 2, 8, 64)])).axes[1]
+    assert list(throughput.get_xticks()) == [0, 1, 3, 6]
+
+
+def test_numbers_of_replicas_close_together_leave_room_for_their_labels() -> None:
+    throughput = drawn(chart([row("locked", count) for count in range(1, 65)])).axes[1]
+    shown = [int(label.get_text()) for label in throughput.get_xticklabels()]
+    assert {1, 2, 4, 8, 16, 32, 64} <= set(shown)
+    assert shown == sorted(shown)
+    boxes = [label.get_window_extent() for label in throughput.get_xticklabels()]
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+def ideal_line(figure: Figure) -> list[tuple[float, float]]:
+    """Replicas and throughput of the dashed line, where there is one."""
+    lines = [line for line in figure.axes[1].get_lines() if line.get_color() == panels.GREY]
+    return [(2 ** float(at), float(value)) for line in lines for at, value in zip(*line.get_data(), strict=True)]
+
+
+def scaling(**told: Any) -> list[Row]:
+    return [
+        row(mode, count, micro_steps_per_second=each, threads_per_replica=max(1, 4 // count), **told)
+        for mode, each in (("locked", 100.0), ("lock_free", 110.0))
+        for count in (1, 2, 8, 64)
+    ]
+
+
+def test_the_ideal_rises_up_to_the_cores_and_is_level_after() -> None:
+    shown = chart(scaling(cores=4))
+    assert shown.ideal == Ideal(110.0, 4, 4)
+    line = ideal_line(drawn(shown))
+    assert line[0] == pytest.approx((1, 110))
+    assert line[-2:] == [pytest.approx((4, 440)), pytest.approx((64, 440))]
+    assert all(value == pytest.approx(110 * min(count, 4)) for count, value in line)
+    assert plot.caption(shown)[-2] == (
+        "Dashed: the throughput of the fastest single replica, which had 4 threads, times the replicas; level from the "
+        "machine's 4 cores on."
+    )
+    assert [text.get_text() for text in drawn(shown).legends[0].get_texts()] == ["locked", "lock_free", "ideal"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        scaling(),
+        scaling(cores="four"),
+        [*scaling(cores=4), row("overwrite", 2, cores=8)],
+        [each for each in scaling(cores=4) if each.run["num_replicas"] > 1],
+    ],
+    ids=["no cores", "odd cores", "two machines", "nobody alone"],
+)
+def test_there_is_no_ideal_of_what_is_not_known(rows: list[Row]) -> None:
+    shown = chart(rows)
+    assert shown.ideal is None
+    assert ideal_line(drawn(shown)) == []
+    assert not any(said.startswith("Dashed") for said in plot.caption(shown))
+
+
+def test_an_ideal_far_above_leaves_the_points_their_room() -> None:
+    shown = chart(scaling(cores=64))
+    assert shown.ideal is not None
+    assert drawn(shown).axes[1].get_ylim()[1] < 3 * 110 < shown.ideal.of(64)
 
 
 def test_one_number_of_replicas_is_bars_with_their_numbers() -> None:

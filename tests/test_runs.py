@@ -46,6 +46,22 @@ def test_a_run_is_evaluated_as_asked_and_tensorboard_reads_it(command: Command, 
     assert read["updates/kept"][STEPS] == found["metrics"]["updates_kept"] == 3 * STEPS
 
 
+@pytest.mark.parametrize("strategy", ["threads", "mirrored"])
+@pytest.mark.parametrize("capture", ["always", "never"])
+def test_gradients_that_are_kept_between_other_steps_are_their_steps_own(
+    command: Command, strategy: str, capture: str
+) -> None:
+    found = run(command, f"strategy={strategy}", f"train.capture={capture}", "audit.reference_every=3")
+    kept = len(range(0, STEPS, 3)) * 2
+    evidence = {each["name"]: (each["status"], each["evidence"]) for each in found["guarantees"]}
+    # Computed again in a neighbour's place: another step's snapshot or batch would have other bits.
+    assert evidence["gradients_unmixed"] == (
+        "upheld",
+        f"{kept} of {kept} gradients had the same bits when computed again",
+    )
+    assert evidence["joint_gradient"][0] == "upheld"
+
+
 def test_both_strategies_are_evaluated_to_the_same_accuracy(command: Command) -> None:
     accuracies = []
     for strategy in ("threads", "mirrored"):

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.schedule.attributes import announced, rebound
+from trainer.schedule.free_barrier import FreeBarrier
 from trainer.schedule.locks import (
     AnyLock,
     Barrier,
@@ -644,7 +645,7 @@ def test_names_do_not_depend_on_which_replica_made_its_lock_first() -> None:
 def test_free_runs_have_ordinary_locks() -> None:
     assert isinstance(Lock(), type(threading.Lock()))
     assert isinstance(RLock(), type(threading.RLock()))
-    assert isinstance(Barrier(2), threading.Barrier)
+    assert isinstance(Barrier(2), FreeBarrier)
     with modelled(), unmodelled(), known_to_the_schedule():
         assert isinstance(threading.Lock(), type(threading._allocate_lock()))  # type: ignore[attr-defined]
         assert isinstance(threading.RLock(), threading._CRLock)  # type: ignore[attr-defined]

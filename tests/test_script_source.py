@@ -26,10 +26,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from trainer.cache.entry import pack, unpack
 from trainer.cache.store import Store, Wanted
 from trainer.config import Cnn, Config, Linear, Mlp, Precision, Train, Transformer
-from trainer.strategies import capture
-from trainer.strategies.capture import Captured
-from trainer.strategies.script_entry import to_entry, to_script
-from trainer.strategies.script_source import Script, ScriptError, digest, load, write
+from trainer.engines import capture
+from trainer.engines.capture import Captured
+from trainer.engines.script_entry import to_entry, to_script
+from trainer.engines.script_source import Script, ScriptError, digest, load, write
 from trainer.strategies.steps import Steps
 from trainer.workloads.train import Training
 
@@ -348,7 +348,7 @@ def test_the_digest_tells_all_that_decides_the_bits_apart_and_no_names() -> None
 IN_ANOTHER_PROCESS = """
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
-from trainer.strategies.script_source import digest, write
+from trainer.engines.script_source import digest, write
 graph = make_fx(lambda x: torch.tanh(x) * torch.tensor([2.0, 1.0]))(torch.zeros(3, 2))
 print(digest(write(graph), {"torch": torch.__version__}))
 """

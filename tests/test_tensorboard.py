@@ -38,7 +38,10 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from trainer import config as schema
+from trainer.audit import profile
+from trainer.audit.profile import PHASES
 from trainer.audit.records import RunRecord, code
+from trainer.audit.spans import Trace
 from trainer.audit.verdict import Anomaly, Error, Guarantee, Verdict
 from trainer.report import buckets, markdown, tensorboard
 from trainer.report.charts import CATEGORIES
@@ -318,6 +321,9 @@ def test_every_run_names_the_same_charts_once(tmp_path: Path) -> None:
 def test_every_chart_finds_what_a_run_writes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(1000))
     monkeypatch.setattr(tensorboard, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    wall = np.ones(3)
+    phases = {phase: wall / 100 for phase in PHASES if phase not in ("graph_call", "evaluation")}
+    monkeypatch.setattr(profile, "step_times", lambda record: [profile.StepTimes(0, wall, phases)])
     report_run(tmp_path / "run", UNSAFE, precision="mixed_float16")
     written = set(points(tmp_path / "run"))
     for category in CATEGORIES:
@@ -331,6 +337,19 @@ def test_every_chart_finds_what_a_run_writes_and_nothing_else(tmp_path: Path, mo
                 else:
                     assert len(found) == 1, tag
                     assert not by_replica, tag
+
+
+def test_traced_steps_say_where_their_time_went(tmp_path: Path, writer: RunEvents, record: RunRecord) -> None:
+    complete(record, 45)
+    record.trace = Trace(
+        2, times=[profile.StepTimes(own, np.full(2, 8.0), {"compute": np.array([1.0, 2.0]) + own}) for own in range(2)]
+    )
+    writer.finished(record, make_verdict(make_config(), record))
+    found = points(tmp_path)
+    assert found["speed/compute_seconds"] == [(0, 1.5), (1, 2.5)]
+    assert found["speed/other_seconds"] == [(0, 6.5), (1, 5.5)]
+    assert "speed/lock_wait_seconds" not in found
+    assert described(tmp_path)["speed/compute_seconds"] == DESCRIPTIONS["speed/compute_seconds"]
 
 
 def test_precision_shows_the_bits_that_were_computed_in(tmp_path: Path, writer: RunEvents, record: RunRecord) -> None:

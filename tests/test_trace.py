@@ -14,7 +14,20 @@ import pytest
 from command import ROOT, Command, verdict
 
 from trainer.audit import spans as spans_module
-from trainer.audit.spans import COMPUTE, CRITICAL_SECTION, LOCK_WAIT, READ, STEP, UPDATE, Span, Trace
+from trainer.audit.spans import (
+    COMPUTE,
+    CRITICAL_SECTION,
+    DATA,
+    EVALUATION,
+    GRAPH_CALL,
+    LOCK_WAIT,
+    LOGGING,
+    READ,
+    STEP,
+    UPDATE,
+    Span,
+    Trace,
+)
 from trainer.audit.tracer import TracedBarrier, TracedLock, TracedReadWriteLock, Tracer
 from trainer.config import OPTIONS, Audit, Config, ConfigError, Schedule, Search, Strategy
 from trainer.report import trace as trace_module
@@ -498,10 +511,31 @@ def test_a_replica_with_too_many_spans_is_traced_no_further(monkeypatch: pytest.
     assert [type(value) for value in vars(ledger).values()] == plain_types()
 
 
+def test_a_method_that_is_covered_twice_is_bare_again_afterwards() -> None:
+    ledger, tracer = Ledger(), Tracer(1, 3, lanes=("host",))
+    tracer.time(ledger, "read", READ, lambda: "read")
+    tracer.time(ledger, "read", COMPUTE, lambda: "read")
+    tracer.begin(0)
+    ledger.read()
+    tracer.end(2)
+    tracer.begin(0)
+    tracer.end()
+    assert "read" not in vars(ledger)
+    trace = tracer.trace()
+    assert [(span.kind, span.name, span.step) for span in trace.spans] == [
+        (READ, "read", 0),
+        (COMPUTE, "read", 0),
+        (STEP, "steps 0 to 1", 0),
+        (STEP, "step 2", 2),
+    ]
+    assert set(trace.told_apart) == {STEP, READ, COMPUTE}
+    assert as_json(trace, 9)["otherData"]["steps_left_out"] == 6
+
+
 def test_without_tracing_locks_are_the_plain_ones() -> None:
     assert type(Lock()) is type(threading.Lock())
     assert type(RLock()) is type(threading.RLock())
-    assert type(Barrier(2)) is threading.Barrier
+    assert not isinstance(Barrier(2), TracedBarrier)
 
 
 # The key.
@@ -513,16 +547,19 @@ def test_without_tracing_locks_are_the_plain_ones() -> None:
         (Config(audit=Audit(trace_steps=-1)), "audit.trace_steps must be at least 0; got -1."),
         (
             Config(audit=Audit("none", trace_steps=3)),
-            "audit.trace_steps=3 needs audit=counters or full: audit=none records nothing.",
+            "audit.trace_steps=3 needs audit=counters, profile or full: audit=none records nothing.",
         ),
         (
             Config(schedule=Search(), audit=Audit(trace_steps=3)),
             "audit.trace_steps=3 does not go with schedule=search, whose trace.json shows every step. Leave it out.",
         ),
         (
-            Config(strategy=Strategy("mirrored"), audit=Audit(trace_steps=3)),
-            "audit.trace_steps=3 needs strategy=threads: under mirrored replicas run inside a graph. Try "
-            "schedule=seeded, which takes steps eagerly and traces them.",
+            Config(schedule=Search(), audit=OPTIONS["audit"]["profile"]),
+            "audit=profile does not go with schedule=search: what it times is a free run. Try audit=counters.",
+        ),
+        (
+            Config(audit=Audit("profile", trace_steps=0)),
+            "audit.trace_steps must be at least 1; got 0. audit=counters traces none.",
         ),
     ],
 )
@@ -562,10 +599,10 @@ def written(command: Command, folder: str = "run") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("mode", "a_step"),
     [
-        ("locked", {LOCK_WAIT: 2, CRITICAL_SECTION: 2, READ: 1, COMPUTE: 1, UPDATE: 1}),
-        ("reader_writer", {LOCK_WAIT: 2, CRITICAL_SECTION: 2, READ: 1, COMPUTE: 1, UPDATE: 1}),
-        ("per_variable_lock", {LOCK_WAIT: 8, CRITICAL_SECTION: 8, READ: 4, COMPUTE: 1, UPDATE: 4}),
-        ("overwrite", {LOCK_WAIT: 0, CRITICAL_SECTION: 0, READ: 1, COMPUTE: 1, "write": 1}),
+        ("locked", {LOCK_WAIT: 2, CRITICAL_SECTION: 2, READ: 1, UPDATE: 1, DATA: 1, LOGGING: 1}),
+        ("reader_writer", {LOCK_WAIT: 2, CRITICAL_SECTION: 2, READ: 1, UPDATE: 1}),
+        ("per_variable_lock", {LOCK_WAIT: 8, CRITICAL_SECTION: 8, READ: 4, UPDATE: 4}),
+        ("overwrite", {LOCK_WAIT: 0, CRITICAL_SECTION: 0, READ: 1, "write": 1}),
     ],
 )
 def test_a_free_run_is_traced_step_by_step(command: Command, mode: str, a_step: dict[str, int]) -> None:
@@ -578,6 +615,7 @@ def test_a_free_run_is_traced_step_by_step(command: Command, mode: str, a_step: 
             STEP: 4,
             **{kind: 4 * number for kind, number in a_step.items()},
         }
+        assert [event["name"] for event in by_replica(trace, own)].count("compute") == 4
 
 
 @pytest.mark.slow
@@ -590,6 +628,21 @@ def test_a_traced_run_ends_in_the_same_bits_and_an_untraced_one_leaves_no_file(c
     trace = written(command, "full")
     assert trace["otherData"]["steps_left_out"] == 10
     assert kinds(by_replica(trace, 0)).count("barrier wait") == 2 * 20
+
+
+@pytest.mark.slow
+def test_a_free_run_under_mirrored_is_traced_call_by_call(command: Command) -> None:
+    run(command, "strategy=mirrored", "train.steps=30", "audit.trace_steps=20", "train.evaluate_every=4")
+    trace = json.loads((command.folder / "run" / FILE_NAME).read_text())
+    assert set(lane_names(trace).values()) == {"host"}
+    _check_nesting(complete(trace))
+    steps = [event for event in complete(trace) if event["cat"] == STEP]
+    calls = [event for event in complete(trace) if event["cat"] == GRAPH_CALL]
+    taken = sum(event["args"].get("steps", 1) for event in steps)
+    assert trace["otherData"] == {"num_replicas": 2, "steps": 30, "steps_left_out": 30 - taken}
+    assert 20 <= taken < 30
+    assert [event["name"] for event in steps] == [event["name"] for event in calls]
+    assert {LOGGING, EVALUATION} <= set(kinds(complete(trace)))
 
 
 @pytest.mark.slow

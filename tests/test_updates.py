@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +18,7 @@ from trainer.strategies.threads import build_mode
 from trainer.updates import optimizers
 from trainer.updates.mechanisms import MODES
 from trainer.updates.shared_vector import Replica, SharedVector
+from trainer.updates.transactions import Compute, Serialized, reads_in_place
 
 WAIT = 20.0
 THREAD_MODES = [name for name, mode in MODES.items() if "threads" in mode.strategies and name != "custom"]
@@ -240,6 +241,90 @@ def test_locked_ends_where_the_sum_of_all_deltas_leads() -> None:
     segments = [segment.size for segment in case.layout.of_kind("weight")]
     weights = case.layout.values_of(case.shared.vector.numpy(), kinds=("weight",))
     np.testing.assert_allclose(weights, 0.5 - 0.1 * total[: sum(segments)], rtol=1e-4, atol=1e-5)
+
+
+IN_PLACE = ["serialized", *JOINT]
+UNPREPARED = ["per_variable_lock", "slots_unlocked"]  # their rule is applied under no lock, or under many
+
+
+@pytest.mark.parametrize("name", THREAD_MODES)
+def test_a_snapshot_is_no_copy_where_nobody_writes_meanwhile(name: str) -> None:
+    case = Case(name, RULES["momentum"])
+    shared = case.shared.plain.untyped_storage().data_ptr()
+    copies = {replica.snapshot.untyped_storage().data_ptr() != shared for replica in case.replicas}
+    assert copies == {name not in IN_PLACE}
+
+
+def test_a_step_of_ones_own_gets_copies_unless_it_says_otherwise() -> None:
+    class Leaky(Serialized):
+        def step(self, replica: Replica, compute: Compute) -> None:
+            self.shared.copy_to(replica)
+
+    class Said(Leaky):
+        reads_in_place = True
+
+        def step(self, replica: Replica, compute: Compute) -> None:
+            self.shared.copy_to(replica)
+
+    assert [reads_in_place(kind) for kind in (Serialized, Leaky, Said)] == [True, False, True]
+
+
+@cache
+def taken(name: str, rule: str, *, keeps: bool) -> Case:
+    """Three steps of two replicas, one after the other where the mode lets them. Several tests look at it."""
+    case = Case(name, RULES[rule])
+    for replica in case.replicas:
+        replica.keeps = keeps
+    for step in range(3):
+        if name in JOINT:
+            in_threads(case, partial(take_step, case, step=step))
+        else:
+            for replica in case.replicas:
+                take_step(case, replica, step)
+    return case
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", THREAD_MODES)
+def test_keeping_what_a_step_gave_changes_no_bit(name: str, rule: str) -> None:
+    kept, spent = (taken(name, rule, keeps=keeps) for keeps in (True, False))
+    np.testing.assert_array_equal(kept.shared.plain.numpy(), spent.shared.plain.numpy())
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", THREAD_MODES)
+def test_what_is_kept_is_what_the_optimizer_was_given(name: str, rule: str) -> None:
+    case = taken(name, rule, keeps=True)
+    values = case.mode.applied(case.replicas[1]).numpy()[case.layout.is_value[: case.layout.read_size]]
+    own, other = contribution_values(case, 1, 2), contribution_values(case, 0, 2)
+    expected = (other + own) * np.float32(0.5 if name == "all_reduce" else 1) if name in JOINT else own
+    np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", THREAD_MODES)
+def test_a_spent_contribution_takes_no_memory_when_the_next_one_is_made(name: str, rule: str) -> None:
+    in_place = name in JOINT or (rule == "sgd" and name not in UNPREPARED)
+    for keeps in (True, False):
+        case = taken(name, rule, keeps=keeps)
+        for replica in case.replicas:
+            case.shared.forget(replica)
+            assert (len(replica.contribution) == 0) == (in_place and not keeps)
+
+
+@pytest.mark.parametrize("name", [name for name in ALONE if name not in ("serialized", *UNPREPARED)])
+def test_a_rule_that_only_multiplies_is_applied_before_the_lock(name: str) -> None:
+    case, held = Case(name, RULES["sgd"]), []
+    prepare = case.shared.prepare
+
+    def watched(replica: Replica) -> None:
+        held.append(case.mode.lock.locked())
+        prepare(replica)
+
+    case.shared.prepare = watched
+    take_step(case, case.replicas[0], 0)
+    assert held == [False]
+    assert not case.replicas[0].prepared  # the delta is the one that was made then
 
 
 class Halting(SharedVector):

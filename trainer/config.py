@@ -341,7 +341,8 @@ class CompileCache:
 
 @dataclass
 class Audit:
-    # none (nothing is recorded but the loss), counters, or full (also every element's sum, and the history in a file).
+    # none (nothing is recorded but the loss), counters, profile (also where the time of the first 200 steps goes) or
+    # full (also every element's sum, and the history in a file).
     name: str = "counters"
     # Steps between gradient references: cosines between replicas, error against the joint batch's gradient. At least 1.
     reference_every: int = 50
@@ -349,8 +350,8 @@ class Audit:
     reference_mebibytes: int = 256
     # Times the whole run is made, to compare the bits it ends in; from 1 to 100.
     repeat: int = 1
-    # Steps of each replica that trace.json shows of a free run under strategy=threads, from 0 on; 0 writes none. An
-    # order that a schedule has made is always shown.
+    # First steps of each replica that a free run traces, from 0 on: trace.json shows them, and the verdict and speed/*
+    # say where their time went. 0 traces none. An order that a schedule has made is always shown in trace.json.
     trace_steps: int = 0
 
 
@@ -369,8 +370,9 @@ class Train:
     # always (the step is recorded once and run without the interpreter), never (operator by operator) or auto: always,
     # but under threads never where an unsafe precision or gradient holder's leak would not reach the layers.
     capture: str = "auto"
-    # What runs captured steps under threads: torchscript (the bits of the step run operator by operator) or inductor
-    # (compiled by the C++ compiler, ten seconds to a minute unless train.compile_cache has it; other bits).
+    # What runs captured steps under threads: torchscript (the bits of the step run operator by operator), inductor
+    # (compiled by the C++ compiler, ten seconds to a minute unless train.compile_cache has it; other bits) or native
+    # (as inductor, and the replicas' loop round it, update mode and locks included, is compiled as well).
     engine: str = "torchscript"
     # Folder of compiled steps; empty: replica-trainer in $XDG_CACHE_HOME or ~/.cache.
     compile_cache: str = ""
@@ -382,6 +384,11 @@ class Train:
     stall_seconds: float = 120.0
     # Seconds after which the run is ended however it fares; 0 never.
     timeout_seconds: float = 0.0
+
+    @property
+    def compiles(self) -> bool:
+        """Whether captured steps are compiled to libraries, which are kept."""
+        return self.engine in ("inductor", "native")
 
 
 @dataclass
@@ -438,7 +445,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "compile_cache": CompileCache(),
         "custom": Custom(),
     },
-    "audit": {"none": Audit("none"), "counters": Audit(), "full": Audit("full", trace_steps=20)},
+    "audit": {
+        "none": Audit("none"),
+        "counters": Audit(),
+        "profile": Audit("profile", trace_steps=200),
+        "full": Audit("full", trace_steps=20),
+    },
     "state": {"safe": State(), "naive": State(*["naive"] * len(fields(State)))},
 }
 

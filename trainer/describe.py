@@ -38,6 +38,7 @@ def describe(config: Config, command: str) -> dict[str, Any]:
         "batch_size": config.train.batch_size,
         "seed": config.train.seed,
         "threads_per_replica": threads_per_replica(config),
+        "cores": cores(),
         "duration_seconds": None,
         "versions": _versions(config),
     }
@@ -54,10 +55,14 @@ def _label(option: Any) -> str:
     return label
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads_per_replica(config: Config) -> int:
     """Intra-op threads of each replica: as asked, or an even share of the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.train.threads_per_replica or max(1, cores // max(1, config.num_replicas))
+    return config.train.threads_per_replica or max(1, cores() // max(1, config.num_replicas))
 
 
 def _versions(config: Config) -> dict[str, str]:

@@ -59,7 +59,8 @@ def refusal(config: Config, key: str, name: str) -> str:
     if own is not None and f"state.{key}={name}" in own.shows:
         return ""
     if key == "compile_ids" and not heeds(config, "state.compile_ids"):
-        return f"needs train.engine=inductor: train.engine={config.train.engine} keeps no step that it has captured."
+        engine = config.train.engine
+        return f"needs train.engine=inductor or native: train.engine={engine} keeps no step that it has captured."
     if strategy not in wanted.strategies:
         fits = [other.name for other in HOLDERS[key].values() if strategy in other.strategies]
         return f"needs strategy={' or '.join(wanted.strategies)}: {wanted.not_elsewhere} Try {', '.join(fits)}."

@@ -37,7 +37,7 @@ PRESETS = ("safe", "naive")
 ENABLED_IN = ("main", "replica")
 ENABLED_BY = ("scope", "enable")
 CAPTURE = ("auto", "always", "never")
-ENGINES = ("torchscript", "inductor")
+ENGINES = ("torchscript", "inductor", "native")
 GRANULARITIES = ("variable", "memory")
 SAMPLERS = ("both", "random_walk", "priorities")
 FAIL_ON = ("violated", "anomaly", "inconclusive", "never")
@@ -227,6 +227,11 @@ def _validate_engine(config: Config) -> None:
         raise ConfigError(
             f"{given} needs captured steps, and this run takes them operator by operator. Try train.capture=always."
         )
+    if config.train.engine == "native" and config.controlled:
+        raise ConfigError(
+            f"{given} needs schedule=free: a schedule comes between accesses that the compiled loop makes by itself. "
+            "Try train.engine=inductor."
+        )
 
 
 def _validate_evaluators(config: Config) -> None:
@@ -394,20 +399,22 @@ def _validate_token(config: Config, schedule: Replay) -> None:
 def _validate_trace(config: Config) -> None:
     """Hold a number of steps that was asked for to a run that can be traced."""
     steps, audit = config.audit.trace_steps, config.audit.name
+    if audit == "profile" and config.controlled:
+        raise ConfigError(
+            f"audit=profile does not go with schedule={config.schedule.name}: what it times is a free run. "
+            "Try audit=counters."
+        )
+    if audit == "profile":
+        _at_least("audit.trace_steps", steps, 1, " audit=counters traces none.")
     if steps in (0, OPTIONS["audit"][audit].trace_steps):
         return
     given = f"audit.trace_steps={steps}"
     if audit == "none":
-        raise ConfigError(f"{given} needs audit=counters or full: audit=none records nothing.")
+        raise ConfigError(f"{given} needs audit=counters, profile or full: audit=none records nothing.")
     if config.controlled:
         raise ConfigError(
             f"{given} does not go with schedule={config.schedule.name}, whose trace.json shows every step. "
             "Leave it out."
-        )
-    if config.strategy.name != "threads":
-        raise ConfigError(
-            f"{given} needs strategy=threads: under mirrored replicas run inside a graph. Try schedule=seeded, which "
-            "takes steps eagerly and traces them."
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainer import holders
-from trainer.audit import copies, findings, precision_findings, state_findings
+from trainer.audit import copies, findings, precision_findings, profile, state_findings
 from trainer.audit.findings import Finding
 from trainer.audit.gradients import gradient_rows
 from trainer.audit.guarantees import GUARANTEES, OF_THE_MODE, has_joint_gradient, synchronized
@@ -67,6 +67,7 @@ def judge(
         metrics(config, record) | _explored_metrics(explored),
         copies.final_digest(record) if record is not None and error is None else None,
         _distinct(outcomes, explored),
+        profile.rows(record) if record is not None else [],
     )
 
 
@@ -261,7 +262,7 @@ def metrics(config: Config, record: RunRecord | None) -> dict[str, float | int |
         numbers["updates_expected"] = config.num_replicas * config.train.steps
     if record is None:
         return numbers
-    numbers["steps_done"] = record.steps_done
+    numbers |= {"steps_done": record.steps_done, **profile.metrics(record)}
     if not record.trains:
         return {**numbers, **record.metrics}
     if record.steps_done:

@@ -29,25 +29,30 @@ class Recorder:
         self._num_replicas = layout.num_replicas
         # What replicas write by themselves is of other versions than what the update mode writes.
         self._transacted = layout.transacted[: len(layout.read_segments)]
-        self._rows: list[Floats] = []
+        self._rows: Floats = np.empty((0, 0), np.float32)
         self._noted: list[Noted] = []
 
     def note(self, row: Floats, noted: Noted) -> None:
-        """Keep one step's row, and what its thread noted."""
-        step = self.record.steps_done
-        self.record.losses[step] = row[0]
-        self._rows.append(row)
-        self._noted.append(noted)
+        """Keep a copy of one step's row, and what its thread noted."""
+        record = self.record
+        step = record.steps_done
+        record.losses[step] = row[0]
+        if len(row) > 1:  # else audit=none
+            kept = len(self._noted)
+            if not len(self._rows):
+                self._rows = np.empty((BLOCK, len(row)), np.float32)
+            self._rows[kept] = row
+            self._noted.append(noted)
         # Last: whoever sees the count must find the loss in place.
-        self.record.steps_done = step + 1
-        if len(self._rows) == BLOCK:
+        record.steps_done = step + 1
+        if len(self._noted) == BLOCK:
             self.flush()
 
     def flush(self) -> None:
         """Read off what was kept raw."""
-        if self._rows:
-            rows, noted = np.stack(self._rows), np.asarray(self._noted, np.int64)
-            self._rows, self._noted = [], []
+        if self._noted:
+            rows, noted = self._rows[: len(self._noted)], np.asarray(self._noted, np.int64)
+            self._noted = []
             self._read_off(self.record.steps_done - len(rows), rows, noted)
 
     def extend(self, rows: Floats, noted: NDArray[np.int64]) -> None:

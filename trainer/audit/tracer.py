@@ -35,27 +35,37 @@ class Lane:
         self.spans.append(Span(self.replica, self.step, kind, name, start, stop, args or {}))
 
 
+def steps_named(first: int, number: int) -> str:
+    return f"step {first}" if number == 1 else f"steps {first} to {first + number - 1}"
+
+
 class Tracer:
     """Traces the first steps of every replica.
 
     Args:
-        steps: of each replica.
+        steps: of each lane.
+        lanes: what each is called, where lanes are not the replicas.
+
+    Attributes:
+        told_apart: the kinds of spans that are looked for, which whoever watches a run adds to.
 
     Thread-safety: replicas may call at once; everything else is the main thread's, before they start.
     """
 
-    def __init__(self, num_replicas: int, steps: int) -> None:
-        self._steps = steps
-        self._most = MAX_SPANS // num_replicas  # spans of a replica
-        self._lanes = [Lane(own) for own in range(num_replicas)]
+    def __init__(self, num_replicas: int, steps: int, lanes: tuple[str, ...] = ()) -> None:
+        self._num_replicas, self._steps, self._names = num_replicas, steps, lanes
+        self._lanes = [Lane(own) for own in range(len(lanes) or num_replicas)]
+        self._most = MAX_SPANS // len(self._lanes)  # spans of a lane
         self._here: dict[int, Lane] = {}  # of threads by their identity, while they are traced
-        self._left = num_replicas
+        self._left = len(self._lanes)
         self._leaving = threading.Lock()  # over `_left`
         self._covered: list[tuple[Any, str]] = []
         self._owners: list[Any] = []
+        self.told_apart = {STEP} if lanes else {STEP, LOCK_WAIT, CRITICAL_SECTION, BARRIER_WAIT}
 
     def trace(self) -> Trace:
-        return Trace(len(self._lanes), [span for lane in self._lanes for span in list(lane.spans)])
+        spans = [span for lane in self._lanes for span in list(lane.spans)]
+        return Trace(self._num_replicas, spans, told_apart=tuple(sorted(self.told_apart)), lanes=self._names)
 
     # Before the run.
 
@@ -75,7 +85,8 @@ class Tracer:
     def cover(self, owner: object, method: str, by: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Put a function that is made of an object's method over it."""
         setattr(owner, method, by(getattr(owner, method)))
-        self._covered.append((owner, method))
+        if not any(other is owner and covered == method for other, covered in self._covered):
+            self._covered.append((owner, method))
 
     def time(
         self,
@@ -104,6 +115,7 @@ class Tracer:
 
             return timed
 
+        self.told_apart.add(kind)
         self.cover(owner, method, over)
 
     # What replicas do.
@@ -119,13 +131,14 @@ class Tracer:
             self._here[get_ident()] = lane
             lane.began = perf_counter_ns()
 
-    def end(self) -> None:
-        """The calling replica's step ends."""
+    def end(self, steps: int = 1) -> None:
+        """The calling replica's step ends, or several that it took together."""
         lane = self.here()
         if lane is None:
             return
-        lane.add(STEP, f"step {lane.step}", lane.began, perf_counter_ns())
-        lane.step += 1
+        args = {"steps": steps} if steps != 1 else {}
+        lane.add(STEP, steps_named(lane.step, steps), lane.began, perf_counter_ns(), args)
+        lane.step += steps
         if lane.step < self._steps and len(lane.spans) < self._most:
             return
         lane.step = self._steps

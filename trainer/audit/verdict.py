@@ -72,6 +72,16 @@ class PrecisionRow:
 
 
 @dataclass
+class ProfileRow:
+    """Where one replica's time went in the steps that were traced: phase -> median seconds of a step, and share of the
+    wall time of those steps; `replica` is None for all of them, where one host takes their steps together."""
+
+    replica: int | None
+    seconds: dict[str, float]
+    share: dict[str, float]
+
+
+@dataclass
 class Error:
     kind: ErrorKind
     message: str
@@ -90,6 +100,7 @@ class Verdict:
     metrics: dict[str, float | int | None] = field(default_factory=dict)
     final_parameters_sha256: str | None = None
     outcomes_distinct: int | None = None
+    profile: list[ProfileRow] = field(default_factory=list)
     schema: int = 1
 
     def to_json(self) -> str:

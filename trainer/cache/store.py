@@ -5,20 +5,22 @@ at once, wherever one of them is killed and whatever happens to the file. Not gu
 caller wants. The store believes the id, as caches do; an id that two steps share gets one of them the other's body
 (`trainer/state/compile_ids.py` says which mechanisms give such ids), and `Statistics.foreign` counts that.
 
-There is no lock. A file is written under a name of its own and then renamed, so two that save at once replace each
-other's file whole. The folder is kept below its limit by leaving out what was not used for longest, at every save.
+Loads and saves take no lock. A file is written under a name of its own and then renamed, so two that save at once
+replace each other's file whole. `Store.alone` is a lock for who would compile what somebody else is compiling. The
+folder is kept below its limit by leaving out what was not used for longest, at every save.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
 import stat
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,12 +33,15 @@ from trainer.whole_file import put
 log = logging.getLogger(__name__)
 
 SUFFIX = ".step"
+LOCK_SUFFIX = ".lock"  # behind the other
 MEBIBYTE = 1 << 20
 DEFAULT_LIMIT_MEBIBYTES = 256
 # After which what a killed process was writing is taken for left behind: no write takes that long.
 LEFT_BEHIND_SECONDS = 3600.0
 # Opening one that is no file must not wait for anybody.
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Not inherited: a compiler that outlives the process that started it must not keep the others waiting.
+_LOCKABLE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,33 @@ class Store:
             self.statistics.saves += 1
         return True
 
+    @contextmanager
+    def alone(self, id: str) -> Iterator[bool]:
+        """While a step is made: others that want to make it wait here. Whether this one had to, and should look again.
+
+        Whatever ends a process lets the next one in: the system does. Where there can be no such lock, nobody waits,
+        and each makes its own.
+        """
+        descriptor = None
+        try:
+            descriptor = self._lock_file(id)
+            waited = descriptor is not None and _lock(descriptor, id)
+        except (OSError, Untrusted) as problem:
+            why = problem.strerror if isinstance(problem, OSError) else problem
+            self._warn(f"{why}; processes that share {self.folder} may compile a step at the same time")
+            waited = False
+        try:
+            yield waited
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)  # which unlocks it
+
+    def _lock_file(self, id: str) -> int | None:
+        if self.folder is None:
+            return None
+        with opened(self.folder, create=True) as folder:
+            return os.open(file_name(id) + LOCK_SUFFIX, _LOCKABLE, 0o600, dir_fd=folder)
+
     def _read(self, id: str, wanted: Wanted) -> Entry | None:
         if self.folder is None:
             return None
@@ -195,6 +227,16 @@ class Store:
             self._told.add(line)
             self.statistics.warnings.append(line)
         log.warning("%s", line)
+
+
+def _lock(descriptor: int, id: str) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("compiled step %s: another process is compiling it; waiting", id)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    return False
 
 
 def file_name(id: str) -> str:

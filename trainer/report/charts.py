@@ -24,6 +24,19 @@ CATEGORIES = (
         ),
     ),
     Category(
+        "Where a step's time goes, in the steps that were traced",
+        (
+            Chart("computing, or in the graph call, seconds", (r"speed/(compute|graph_call)_seconds$",)),
+            Chart("waiting for a lock, seconds", (r"speed/lock_wait_seconds$",)),
+            Chart("in the critical section, seconds", (r"speed/critical_section_seconds$",)),
+            Chart("at shared variables under no lock, seconds", (r"speed/unlocked_access_seconds$",)),
+            Chart("waiting at a barrier, seconds", (r"speed/barrier_seconds$",)),
+            Chart("data, seconds", (r"speed/data_seconds$",)),
+            Chart("logging and evaluation, seconds", (r"speed/(logging|evaluation)_seconds$",)),
+            Chart("other, seconds", (r"speed/other_seconds$",)),
+        ),
+    ),
+    Category(
         "Replica by replica",
         (
             Chart("loss", (r"train/loss/replica_\d+$",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -66,6 +67,8 @@ def show(console: Console, verdict: Verdict, folder: Path, fail_on: str) -> None
         console.print()
     for anomaly in verdict.anomalies:
         _show_anomaly(console, anomaly)
+    if verdict.profile:
+        _show_profile(console, verdict)
     if verdict.error is not None:
         console.print(Text(words.error(verdict.error), style="bold red"))
     meaning = words.exit_meaning(verdict, fail_on)
@@ -90,6 +93,53 @@ def _guarantees(guarantees: list[Guarantee]) -> Table:
             Text(guarantee.evidence),
         )
     return table
+
+
+def _show_profile(console: Console, verdict: Verdict) -> None:
+    """Where a step's time goes: the phases of the steps that were traced, and what tracing itself costs."""
+    metrics = verdict.metrics
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("where a step's time goes", no_wrap=True)
+    for title in ("median", "share", "by replica"):
+        table.add_column(title, no_wrap=True, justify="right")
+    for phase in verdict.profile[0].share:
+        shares = [row.share[phase] for row in verdict.profile]
+        table.add_row(
+            phase.replace("_", " "),
+            _microseconds(metrics.get(f"{phase}_seconds")),
+            _percent(metrics.get(f"{phase}_share")),
+            f"{_percent(min(shares))} to {_percent(max(shares))}" if len(shares) > 1 else "",
+        )
+    table.add_row("a whole step", _microseconds(metrics.get("step_seconds")), _percent(1.0), "")
+    console.print(table)
+    console.print(Text(_words_of_tracing(metrics), style="dim"))
+    console.print()
+
+
+def _words_of_tracing(metrics: Mapping[str, float | int | None]) -> str:
+    """What a profile stands on, and what it costs to have one."""
+    opaque = "graph_call_share" in metrics
+    said = (
+        f"Of {words.number(metrics.get('profiled_micro_steps'))} micro-steps; "
+        + (
+            "a graph call is told whole, since nobody outside sees what it does when, "
+            if opaque
+            else "the critical section is all that is done under a lock, "
+        )
+        + "and other is what the phases leave of the step."
+    )
+    traced, untraced = (metrics.get(f"{name}traced_micro_steps_per_second") for name in ("", "un"))
+    if traced is None or untraced is None:
+        return said
+    return f"{said} {words.number(traced)} micro-steps/s while they were traced, {words.number(untraced)} afterwards."
+
+
+def _microseconds(seconds: float | int | None) -> str:
+    return "-" if seconds is None else f"{words.number(1e6 * seconds, 3)} us"
+
+
+def _percent(share: float | int | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
 
 
 def _show_anomaly(console: Console, anomaly: Anomaly) -> None:

@@ -8,9 +8,10 @@ matplotlib is imported by whoever draws.
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,16 @@ GREY, LIGHT = "#444444", "#E0E0E0"
 # How far points at one number of replicas stand apart, and how far the first from the last at most, as shares of the
 # way to the next number.
 ASIDE, SPREAD = 0.06, 0.7
-# Numbers of replicas that have room for a label each.
-LABELS = 24
+# Labels that have room beside each other.
+LABELS = 16
+# How far above the highest point the ideal may reach, as a factor; beyond, points would have too little room.
+IDEAL_ABOVE = 2
 NAME_CHARACTERS = 30
 # From here on a linear axis shows either the mean or the largest staleness, but not both.
 LARGE_STALENESS = 10
 # Then the part up to 1 is linear and takes so much of what a decade takes.
 PART_TO_1 = 0.6
+IDEAL_LINE: dict[str, Any] = {"color": GREY, "linestyle": (0, (5, 3)), "linewidth": 1, "zorder": 1}
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,11 @@ def named(chart: Chart, series: Series) -> str:
 
 
 def lines(axes: Axes, chart: Chart, panel: Panel, styles: Sequence[Style]) -> None:
-    """Numbers of replicas equally far apart; at each, the modes' points side by side, so that none hides another."""
-    places = {count: place for place, count in enumerate(chart.num_replicas)}
-    apart = min(ASIDE, SPREAD / len(styles))
+    """Twice as many replicas are equally far apart; at each number, the modes' points side by side, so that none hides
+    another."""
+    places = {count: math.log2(count) for count in chart.num_replicas}
+    nearest = min((after - before for before, after in itertools.pairwise(places.values())), default=1.0)
+    apart = min(ASIDE, SPREAD / len(styles)) * min(1.0, nearest)
     for position, (series, style) in enumerate(zip(chart.series, styles, strict=True)):
         if not (own := series.points[panel.measure]):
             continue
@@ -121,12 +127,32 @@ def lines(axes: Axes, chart: Chart, panel: Panel, styles: Sequence[Style]) -> No
         )
         for part in (*caps, *whiskers):
             part.set_alpha(0.6)
-    shown = list(places.items())[:: math.ceil(len(places) / LABELS)]
-    axes.set_xticks([place for _, place in shown], [str(count) for count, _ in shown])
-    axes.set_xlim(-0.5, len(places) - 0.5)
-    axes.set_xlabel("replicas")
+    if panel.measure == "throughput":
+        _ideal(axes, chart)
+    shown = _labelled(places)
+    axes.set_xticks([places[count] for count in shown], [str(count) for count in shown])
+    axes.set_xlim(min(places.values()) - 0.5, max(places.values()) + 0.5)
+    axes.set_xlabel("replicas, on a logarithmic scale")
     axes.grid(axis="y", color=LIGHT, linewidth=0.6)
     _scale(axes, chart, panel, room=0.08, vertical=True)
+
+
+def _labelled(places: Mapping[int, float]) -> list[int]:
+    """The numbers of replicas whose labels have room, powers of two before others."""
+    room = (max(places.values()) - min(places.values()) + 1) / LABELS
+    shown: list[int] = []
+    for count in sorted(places, key=lambda count: (count & (count - 1) != 0, count)):
+        if all(abs(places[count] - places[other]) >= room for other in shown):
+            shown.append(count)
+    return sorted(shown)
+
+
+def _ideal(axes: Axes, chart: Chart) -> None:
+    if chart.ideal is not None:
+        first, last = chart.num_replicas[0], chart.num_replicas[-1]
+        bend = min(max(chart.ideal.cores, first), last)
+        counts = [first * (bend / first) ** (at / 32) for at in range(33)] + [float(last)]
+        axes.plot([math.log2(count) for count in counts], [chart.ideal.of(count) for count in counts], **IDEAL_LINE)
 
 
 def bars(axes: Axes, chart: Chart, panel: Panel, styles: Sequence[Style]) -> None:
@@ -164,6 +190,8 @@ def _scale(axes: Axes, chart: Chart, panel: Panel, *, room: float, vertical: boo
     axis = axes.yaxis if vertical else axes.xaxis
     set_limits, set_scale = (axes.set_ylim, axes.set_yscale) if vertical else (axes.set_xlim, axes.set_xscale)
     largest = max((point.high for series in chart.series for point in series.points[panel.measure]), default=1.0) or 1.0
+    if panel.measure == "throughput" and vertical and chart.ideal is not None:
+        largest = max(largest, min(chart.ideal.of(chart.num_replicas[-1]), IDEAL_ABOVE * largest))
     if panel.measure == "staleness" and largest > LARGE_STALENESS:
         set_scale("symlog", linthresh=1, linscale=0.9 * PART_TO_1)
         set_limits(0, 10 ** ((1 + room) * (math.log10(largest) + PART_TO_1) - PART_TO_1))

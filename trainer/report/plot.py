@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.report.panels import GREY, PANELS, Style, bars, lines, named, styles
+from trainer.report.panels import GREY, IDEAL_LINE, PANELS, Style, bars, lines, named, styles
 from trainer.report.series import Chart
 from trainer.whole_file import whole
 
@@ -105,6 +105,13 @@ def caption(chart: Chart) -> list[str]:
         )
         points = f"Means over up to {chart.most_runs} runs{f', which differ in {over}' if over else ''}"
         said.append(f"{points}. Whiskers from the least to the largest run.")
+    if chart.ideal is not None and len(chart.num_replicas) > 1:
+        threads = f"{chart.ideal.threads} thread{'s' if chart.ideal.threads > 1 else ''}"
+        cores = f"{chart.ideal.cores} core{'s' if chart.ideal.cores > 1 else ''}"
+        said.append(
+            f"Dashed: the throughput of the fastest single replica, which had {threads}, times the replicas; level "
+            f"from the machine's {cores} on."
+        )
     uncounted = f", {chart.uncounted} of them without a count of updates" if chart.uncounted else ""
     left_out = ", ".join(f"{number} {why}" for why, number in chart.left_out.items())
     said.append(f"Runs drawn: {chart.num_runs}{uncounted}." + (f" Not drawn: {left_out}." if left_out else ""))
@@ -137,4 +144,6 @@ def _legend(figure: Figure, chart: Chart, looks: Sequence[Style]) -> None:
 
     entries = sorted(zip(chart.series, looks, strict=True), key=lambda entry: not entry[1].filled)
     handles = [Line2D([], [], label=named(chart, series), **look.line_and_points()) for series, look in entries]
+    if chart.ideal is not None:
+        handles.append(Line2D([], [], label="ideal", **IDEAL_LINE))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, handlelength=3.2)

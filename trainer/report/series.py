@@ -50,6 +50,24 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Ideal:
+    """What throughput would be if replicas did not slow each other down until every core is busy.
+
+    Attributes:
+        throughput: of the fastest mode with one replica, micro-steps per second.
+        threads: of that replica.
+        cores: that each run could use.
+    """
+
+    throughput: float
+    threads: int
+    cores: int
+
+    def of(self, num_replicas: float) -> float:
+        return self.throughput * min(num_replicas, self.cores)
+
+
+@dataclass(frozen=True)
 class Chart:
     """Everything that is drawn.
 
@@ -60,6 +78,7 @@ class Chart:
         left_out: why a run is not drawn -> how many.
         common: what all the runs drawn have in common, by the names of `ABOUT`.
         varied: what the runs of some point differ in, likewise -> their values.
+        ideal: None where there is no run with one replica, or runs had different cores, or do not say how many.
     """
 
     series: tuple[Series, ...] = ()
@@ -68,6 +87,7 @@ class Chart:
     left_out: dict[str, int] = field(default_factory=dict)
     common: dict[str, Any] = field(default_factory=dict)
     varied: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ideal: Ideal | None = None
 
     @property
     def num_replicas(self) -> tuple[int, ...]:
@@ -100,13 +120,15 @@ def chart(rows: Iterable[Row]) -> Chart:
         else:
             drawn[str(row.run.get("strategy")), str(row.run.get("update_mode"))].append(row)
     everyone = [row for own in drawn.values() for row in own]
+    series = tuple(_series(*which, drawn[which]) for which in sorted(drawn, key=_order))
     return Chart(
-        tuple(_series(*which, drawn[which]) for which in sorted(drawn, key=_order)),
+        series,
         len(everyone),
         sum(_measured(row, "kept_share") is None for row in everyone),
         dict(left_out),
         {name: values[0] for name in ABOUT if len(values := _values(everyone, name)) == 1 and values[0] is not None},
         _varied(drawn.values()),
+        _ideal(series, everyone),
     )
 
 
@@ -144,6 +166,17 @@ def _series(strategy: str, mode: str, rows: Sequence[Row]) -> Series:
         for measure in MEASURES
     }
     return Series(strategy, mode, any("no_lost_updates" in row.claimed for row in rows), points)
+
+
+def _ideal(series: Sequence[Series], rows: Sequence[Row]) -> Ideal | None:
+    alone = [point.mean for each in series for point in each.points["throughput"] if point.num_replicas == 1]
+    cores, threads = (
+        _values([row for row in rows if not only_one or _replicas(row) == 1], name)
+        for name, only_one in (("cores", False), ("threads_per_replica", True))
+    )
+    if not alone or any(len(values) != 1 or _number(values[0]) is None for values in (cores, threads)):
+        return None
+    return Ideal(max(alone), int(threads[0]), int(cores[0]))
 
 
 def _point(replicas: int, measured: Sequence[tuple[float, float] | None]) -> Point | None:

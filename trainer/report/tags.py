@@ -11,6 +11,7 @@ from trainer.config import Config
 from trainer.report.events import Hyperparameter, Metric
 from trainer.workloads.small import heeds
 
+PROFILED = "Seconds of a traced micro-step's wall time, mean over the replicas."
 # By the tag without its last part where that is a replica or a kind of anomaly.
 DESCRIPTIONS = {
     "train/loss": "Mean loss over the batch, before the update; without a replica's number the mean over replicas.",
@@ -61,6 +62,19 @@ DESCRIPTIONS = {
     "replicas/divergence_max": "Largest absolute difference between copy 0's and another copy's values at the end.",
     "speed/micro_steps_per_second": "Batches of all replicas per second since the previous point.",
     "speed/micro_steps_per_second_mean": "Batches of all replicas per second over the whole run.",
+    "speed/compute_seconds": "Forward and backward pass, and the optimizer's rule where no lock is held. " + PROFILED,
+    "speed/graph_call_seconds": "Calls of the graph: data, compute, reduction and update of all replicas, which nobody "
+    "outside can tell apart; a call's time is shared out among its steps. " + PROFILED,
+    "speed/lock_wait_seconds": "Waiting for a lock. " + PROFILED,
+    "speed/critical_section_seconds": "Under a lock, whatever is done there, without waiting. " + PROFILED,
+    "speed/unlocked_access_seconds": "Reading and writing shared variables under no lock; with all_reduce that is the "
+    "snapshot, and between the barriers the sum and the update. " + PROFILED,
+    "speed/barrier_seconds": "Waiting for other replicas at a barrier. " + PROFILED,
+    "speed/data_seconds": "Getting the batch from the cursor. " + PROFILED,
+    "speed/logging_seconds": "Noting the step and reading rows off for the audit. " + PROFILED,
+    "speed/evaluation_seconds": "Evaluating on the held-out samples while replicas wait. " + PROFILED,
+    "speed/other_seconds": "What the other phases leave of the step: the interpreter, and whatever nobody looks at. "
+    + PROFILED,
 }
 
 # What the holders of replica state lost, in the whole run: tag -> guarantee, and the kinds of anomalies that count.

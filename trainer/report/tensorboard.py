@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.audit import profile
 from trainer.audit.gradients import GradientRow, gradient_rows
 from trainer.audit.records import WHOLE, Evaluation, RunRecord
 from trainer.audit.verdict import WORDS, Verdict
@@ -124,6 +125,8 @@ class RunEvents:
             for reference in references:
                 self._file.scalars(reference.step, _gradients(reference))
             self._file.histograms(record.steps_done, _norm_histograms(references))
+            for step, phases in profile.by_step(profile.step_times(record)).items():
+                self._file.scalars(step, {f"speed/{name}_seconds": seconds for name, seconds in phases.items()})
             if (shown := heat_map(record)) is not None:
                 self._file.images(record.steps_done, {"precision/heatmap": heatmap.png(shown)})
         step = record.steps_done if record is not None else 0

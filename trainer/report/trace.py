@@ -2,7 +2,8 @@
 
 Every span is a complete event (`ph` X); times are in microseconds from the first. On a replica's lane a step encloses
 critical sections, which enclose reads and writes. What would overlap on a lane without one enclosing the other, as
-locks that are not given back in the order in which they were acquired, stands on a second lane.
+locks that are not given back in the order in which they were acquired, stands on a second lane. Of a free run under
+`strategy=mirrored` there is one lane, the host's, on which calls of the graph stand whole.
 
 Of an order that a schedule has made, a wait is from announcing an operation to its being granted, whether the lock was
 not free or another replica was to go first; whatever else is granted lasts until the replica's next announcement, since
@@ -66,9 +67,9 @@ def as_json(trace: Trace, steps: int) -> dict[str, Any]:
     """The trace as the format has it. `otherData` says how many steps of each replica are not in it."""
     spans = _bounded(trace.spans)
     first = min((span.start for span in spans), default=0)
-    taken = 1 + max((span.step for span in spans), default=-1)
+    taken = max((span.step + span.args.get("steps", 1) for span in spans), default=0)
     events: list[dict[str, Any]] = [_metadata("process_name", {"name": "replicas"})]
-    for lane, (name, on_lane) in enumerate(_lanes(trace.num_replicas, spans), start=1):
+    for lane, (name, on_lane) in enumerate(_lanes(trace, spans), start=1):
         events.append(_metadata("thread_name", {"name": name}, lane))
         events.append(_metadata("thread_sort_index", {"sort_index": lane}, lane))
         events.extend(_complete(span, first, lane, trace.token) for span in on_lane)
@@ -111,16 +112,16 @@ def _complete(span: Span, first: int, lane: int, token: str) -> dict[str, Any]:
     }
 
 
-def _lanes(num_replicas: int, spans: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
+def _lanes(trace: Trace, spans: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
     """Every replica's lane, and further ones for what does not nest on it."""
-    for own in range(num_replicas):
+    for own, called in enumerate(trace.lanes or [f"replica {own}" for own in range(trace.num_replicas)]):
         # The longer first, of what begins together: it encloses the other.
         left = sorted((span for span in spans if span.replica == own), key=lambda span: (span.start, -span.stop))
-        name = f"replica {own}"
-        while left or name == f"replica {own}":
+        name = called
+        while left or name == called:
             nested, left = _nested(left)
             yield name, nested
-            name = f"replica {own}, overlapping"
+            name = f"{called}, overlapping"
 
 
 def _nested(spans: Sequence[Span]) -> tuple[list[Span], list[Span]]:

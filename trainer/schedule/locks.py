@@ -21,6 +21,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
+from trainer.schedule.free_barrier import FreeBarrier
+from trainer.schedule.free_shared_lock import FreeSharedLock
 from trainer.schedule.modelled_locks import ModelledBarrier, ModelledLock, ModelledReadWriteLock, ModelledRLock
 from trainer.schedule.point import listener
 
@@ -143,13 +145,20 @@ def RLock(name: str = "rlock") -> AnyLock:
 
 
 def Barrier(parties: int, name: str = "barrier") -> AnyBarrier:
-    return _shown(threading.Barrier(parties), name) if _making is None else ModelledBarrier(parties, _making.of(name))
+    return _shown(FreeBarrier(parties), name) if _making is None else ModelledBarrier(parties, _making.of(name))
 
 
-def SharedLock(name: str = "lock") -> AnyReadWriteLock:
-    """A lock that many may read under or one may write under."""
+def SharedLock(name: str = "lock", *, queues: bool = True) -> AnyReadWriteLock:
+    """A lock that many may read under or one may write under.
+
+    Args:
+        queues: whether writers go in the order of their coming; otherwise whoever can, which is faster where sections
+            are short (`free_shared_lock.py`).
+    """
     if _making is not None:
         return ModelledReadWriteLock(_making.of(name))
+    if not queues:
+        return _shown(FreeSharedLock(), name)
     # Here, not above: its own locks are made by this module.
     from trainer.state.read_write_lock import ReadWriteLock
 

@@ -91,8 +91,8 @@ class AfterTheRun:
                 run.put(run.position, np.int32(reference.batch))
             if not run.captures and any(noted[step].first_call for noted in run.noted):
                 run.training.forget_first_call()  # or it would not be made again
-            results = run.call(step, step + 1, self._roles)
-            self._again[step] = key, [result.contribution for result in results]
+            results = run.call(step, step + 1, [step], self._roles)
+            self._again[step] = key, [result.contributions[0] for result in results if result.contributions is not None]
         return self._again[step][1]
 
     def _joint_gradient(self, reference: Reference) -> Floats:
@@ -111,9 +111,9 @@ class AfterTheRun:
         contribution, _ = run.training.step(
             gradients_by_tape,
             prefix,
-            run.templates[0],
-            tf.gather(run.train_x, samples),
-            tf.gather(run.train_y, samples),
+            run.places[0].template,
+            tf.gather(run.train_x[0], samples),
+            tf.gather(run.train_y[0], samples),
             samples,
             step,
             tf.range(tf.size(samples)),

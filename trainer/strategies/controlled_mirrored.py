@@ -19,7 +19,7 @@ from trainer.schedule.order import Order
 from trainer.schedule.turn_table import TurnTable
 from trainer.strategies.hosting import StopFlag, Watcher, compare_settings, reference_steps, turned_on
 from trainer.strategies.in_replica import barrier, replica_id
-from trainer.strategies.mirrored import Mirrored, Outcome
+from trainer.strategies.mirrored import Mirrored, Outcome, outcome_of
 from trainer.updates.mirrored import ASSIGNMENTS
 from trainer.workloads.train import Training
 
@@ -74,22 +74,19 @@ class MirroredCase:
     def _take_steps(self, run: Mirrored, order: Order) -> Steps:
         """All steps in the order that `order` makes; what each has come to."""
         plan = [tf.constant(batches) for batches in self._training.batches.indices(0, self._config.train.steps)]
-        roles = tf.range(self.num_replicas)
 
         def take_steps() -> list[tuple[Any, ...]]:
             found = []
             for step, batches in enumerate(plan):
                 if step:
                     barrier("step")  # as between two calls of `strategy.run`
-                found.append(run.replica_step(batches, tf.constant(step), roles))
+                steps = [tf.constant(step)] * self.num_replicas
+                found.append(run.replica_step(batches, steps, run.places))
             compare_settings(run.record, replica_id())
             return found
 
         by_replica = TurnTable(order, self._config.train.stall_seconds).run(run.strategy, take_steps)
-        return [
-            [Outcome(row.numpy()[np.newaxis], *(part.numpy() for part in parts)) for row, *parts in step]
-            for step in zip(*by_replica, strict=True)
-        ]
+        return [[_taken(*parts) for parts in step] for step in zip(*by_replica, strict=True)]
 
     def _read_off(self, run: Mirrored, steps: Steps) -> None:
         """Record what the steps have come to."""
@@ -99,11 +96,24 @@ class MirroredCase:
         for number, step in enumerate(steps):
             run.add_up(step)
             if number in kept:
-                run.keep_references(number, step, [noted[number] for noted in run.noted])
+                run.keep_references(number, 0, step, [noted[number] for noted in run.noted])
         run.record.copies = run.copies()
 
     def _taken_again(self, order: Order, record: RunRecord) -> Callable[[Reference], Floats]:
         """Every step's contributions from a second run in the same order."""
         granted = order.granted
         _, steps = self._take_all_steps(Order(self.num_replicas, lambda again: granted[len(again.granted)]), record)
-        return lambda reference: steps[reference.step][reference.replica_id].contribution
+
+        def contribution(reference: Reference) -> Floats:
+            found = steps[reference.step][reference.replica_id].contributions
+            assert found is not None, "only audited runs are computed again"
+            vector: Floats = found[0]
+            return vector
+
+        return contribution
+
+
+def _taken(row: Any, *parts: Any) -> Outcome:
+    """One replica's results of one step, as a call that keeps it would return them."""
+    vectors = [part.numpy()[np.newaxis] for part in parts[:3]]
+    return outcome_of(1, row.numpy()[np.newaxis], *vectors, *(part.numpy() for part in parts[3:]))

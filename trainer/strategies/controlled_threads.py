@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trainer.audit.records import Floats, RunRecord
 from trainer.config import Config, Custom
+from trainer.engines.capture import capture
 from trainer.schedule.attributes import announced
 from trainer.schedule.fingerprint import MOST_ELEMENTS, fingerprint, held
 from trainer.schedule.locks import known_to_the_schedule, modelled
@@ -20,7 +21,6 @@ from trainer.schedule.pieces import Pieces
 from trainer.schedule.replay import cut
 from trainer.schedule.turnstile import Turnstile
 from trainer.schedule.visible import watched
-from trainer.strategies.capture import capture
 from trainer.strategies.hosting import StopFlag, Watcher, turned_on
 from trainer.strategies.steps import Steps
 from trainer.strategies.threads import Threads, build_mode, kind_of

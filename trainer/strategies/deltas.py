@@ -30,6 +30,11 @@ class Deltas:
     statistics_scale: float
     growth_steps: int
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether a delta depends on what it is added to: on slots, a count of updates or a loss scale."""
+        return self.layout.size > int(self.layout.regions["statistics"].stop)
+
     def full(self, total: Tensor, own: Tensor, averaged: Tensor | None, base: Tensor) -> Tensor:
         """What is added to everything, slots taken from `base`: float32 [layout.size].
 
@@ -45,13 +50,17 @@ class Deltas:
         given_statistics = own[statistics] if "statistic" in layout.apart else total[statistics]
         given_statistics = given_statistics if averaged is None else averaged
         given_state = own[region] if "loss_scale" in layout.apart else total[region]
-        given = tf.concat([total[weights], given_statistics, given_state], 0)
+        given = total
+        if averaged is not None or layout.apart:
+            given = tf.concat([total[weights], given_statistics, given_state], 0)
         slots = [base[layout.regions[name]] for name in layout.slots]
         counter = layout.of_kind("counter")
         iterations = base[counter[0].span] if counter else None
         deltas = self.optimizer.delta(_scaled(total[weights], self.scale), slots, iterations)
         unscaled = "statistic" in layout.apart and averaged is None
-        parts = [deltas[0], given_statistics if unscaled else _scaled(given_statistics, self.statistics_scale)]
+        parts = [deltas[0]]
+        if statistics.stop > statistics.start:
+            parts.append(given_statistics if unscaled else _scaled(given_statistics, self.statistics_scale))
         more = [*deltas[1:]]
         if counter:
             more.append(tf.ones(counter[0].end - counter[0].start))
@@ -64,11 +73,11 @@ class Deltas:
             parts, more = [part * keeps for part in parts], [part * keeps for part in more]
             new = tf.stack(next_state(base[state][0], base[state][1], skipped, self.growth_steps)) - base[state]
             parts.append(tf.pad(new, [[state.start - region.start, region.stop - state.stop]]))
-        sources = np.zeros(layout.size, np.int32)
-        sources[layout.canaries.reshape(-1)] = layout.canary_sources.reshape(-1)
-        is_canary = np.zeros(layout.size, np.bool_)
-        is_canary[layout.canaries.reshape(-1)] = True
-        return tf.where(is_canary, tf.gather(given, sources), tf.concat([*parts, *more], 0))
+        values = tf.concat([*parts, *more], 0) if len(parts) + len(more) > 1 else parts[0]
+        # A few places of many: written over where the values stand, which a choice between two whole vectors is not.
+        places = layout.canaries.reshape(-1, 1).astype(np.int32)
+        raised_by = layout.canary_sources.reshape(-1).astype(np.int32)
+        return tf.tensor_scatter_nd_update(values, places, tf.gather(given, raised_by))
 
 
 def _scaled(values: Tensor, scale: float) -> Tensor:

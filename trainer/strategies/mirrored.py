@@ -2,8 +2,10 @@
 
 MirroredStrategy runs replicas one at a time at the Python level, so each mode has one order only, unless a schedule has
 them take turns (`controlled_mirrored.py`); the captured graphs run side by side. Several steps are one call: the loop
-is in the graph, and each call ends where the host has something to do (a gradient reference, an evaluation, a look at
-the clock).
+is in the graph, and each call ends where the host has something to do (an evaluation, a look at the clock).
+
+What one device hands another costs a step more than a small operation does. So whatever a replica needs stands on its
+own device, its count of steps included, and only what is reduced and the loop's condition cross over.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from trainer.strategies.hosting import (
 )
 from trainer.strategies.in_replica import barrier, gradients_by_tape, point_in_copy, replica_id
 from trainer.strategies.reduction import DirectReduction
+from trainer.strategies.traced_mirrored import calls_traced
 from trainer.updates.mirrored import ASSIGNMENTS
 from trainer.workloads.train import Training
 
@@ -42,18 +45,47 @@ FIRST_STEPS = 4
 # What ends a replica's row: updates that its copy showed in its first variable when it was read, how many more when it
 # was written, and where the cursor stood.
 COUNTS = ("read_version", "staleness", "position")
+NOTHING_NOTED = np.zeros((0, len(Noted._fields)), np.int64)
 SHARED = "shared"  # the flat variable's name
 Tensor = Any
 
 
 class Outcome(NamedTuple):
-    """One replica's results of a call: the rows of all steps, the last step's vectors, with `audit=full` the sums."""
+    """One replica's results of a call.
+
+    Attributes:
+        rows: of all steps, each ending in `COUNTS`; with `audit=none` the losses alone: float32 [steps, row].
+        snapshots, contributions, totals: of the steps that were to be kept, in order: float32 [kept steps, read_size].
+        sums: with `audit=full`, of all steps' deltas and of the values' magnitudes: float64 [2, size].
+    """
 
     rows: Floats
-    snapshot: Floats
-    contribution: Floats
-    total: Floats
+    snapshots: Floats | None = None
+    contributions: Floats | None = None
+    totals: Floats | None = None
     sums: NDArray[np.float64] | None = None
+
+
+class Place(NamedTuple):
+    """A replica's part in every step, on its own device: whose canaries it raises and which random numbers are its."""
+
+    template: Tensor
+    gaps: list[Tensor]
+    positions: Tensor
+
+
+class Carried(NamedTuple):
+    """What one replica carries from step to step, on its own device; the last two as far as the run is audited.
+
+    Attributes:
+        vectors: the last step's contribution and its total.
+        done: steps of this call: its own count, so that no other device has to tell it.
+    """
+
+    done: Tensor
+    rows: Any
+    vectors: tuple[Tensor, ...]
+    sums: tuple[Tensor, ...]
 
 
 def prepare(num_replicas: int, threads_per_replica: int) -> None:
@@ -71,7 +103,9 @@ def prepare(num_replicas: int, threads_per_replica: int) -> None:
 def train(config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
     """Train under MirroredStrategy over the machine's GPUs, or over logical CPU devices, and fill `record`."""
     with turned_on(training):
-        Mirrored(config, training, record, watcher, stop).run()
+        mirrored = Mirrored(config, training, record, watcher, stop)
+        with calls_traced(mirrored):
+            mirrored.run()
     record.mode_left = training.mode_left
 
 
@@ -100,7 +134,10 @@ class Mirrored:
             1.0 / training.num_trainers if self.reduces_statistics else self.scale,
             training.growth_steps,
         )
-        self.strategy = tf.distribute.MirroredStrategy(_devices(self.num_replicas), cross_device_ops=DirectReduction())
+        self.devices = _devices(self.num_replicas)
+        # Otherwise the write is the optimizer's delta, added: what it is added to nobody has to look at before.
+        self.needs_base = training.audited or self.assignment.reassigned or self.deltas.needs_base
+        self.strategy = tf.distribute.MirroredStrategy(self.devices, cross_device_ops=DirectReduction())
         with self.strategy.scope():
             self.flat = tf.Variable(
                 training.initial, aggregation=tf.VariableAggregation[self.assignment.aggregation], name=SHARED
@@ -112,22 +149,15 @@ class Mirrored:
         training.generator = self._draw
         if self.shares_iterator:
             planned = training.batches.indices(0, config.train.steps)
-            self.table = tf.constant(planned.reshape(-1, training.batch_size)[: config.train.steps])
-        self.train_x = tf.constant(training.dataset.train_x)
-        self.train_y = tf.constant(training.dataset.train_y)
-        self.templates = tf.constant(
-            np.stack([self.layout.own_canaries(replica_id) for replica_id in range(self.num_replicas)])
-        )
-        self.positions = tf.constant(
-            np.stack([training.positions(replica_id) for replica_id in range(self.num_replicas)])
-        )
+            self.tables = self._on_each(planned.reshape(-1, training.batch_size)[: config.train.steps])
+        self.train_x = self._on_each(training.dataset.train_x)
+        self.train_y = self._on_each(training.dataset.train_y)
         self.first_canaries = tf.constant(self.layout.canaries[0, 0].astype(np.int32))
-        plan = tf.TensorSpec([None, self.num_replicas, training.batch_size], tf.int32)
-        scalar, roles = tf.TensorSpec([], tf.int32), tf.TensorSpec([self.num_replicas], tf.int32)
+        self.places = [self.place(own, own) for own in range(self.num_replicas)]
         self.captures = captures(config)
         self.take_steps = self._take_steps_eagerly
         if self.captures:
-            self.take_steps = tf.function(self._take_steps, autograph=False, input_signature=[plan, scalar, roles])
+            self.take_steps = tf.function(self._take_steps, autograph=False, input_signature=self._signature())
         self.predict = tf.function(training.predict, autograph=False)
         self.after_the_run = AfterTheRun(self)
         self._make_ready()
@@ -141,6 +171,37 @@ class Mirrored:
         if self.position is not None:
             self.put(self.position, 0)
         self._make_ready()
+
+    def _on_each(self, value: NDArray[Any]) -> list[Tensor]:
+        """The same tensor on every replica's device; CPU devices share its memory."""
+        first = tf.constant(value)
+        found = []
+        for device in self.devices:
+            with tf.device(device):
+                found.append(tf.identity(first))
+        return found
+
+    def place(self, own: int, role: int) -> Place:
+        """What replica `own` needs to take the part of replica `role`."""
+        template = self.layout.own_canaries(role)
+        with tf.device(self.devices[own]):
+            return Place(
+                tf.constant(template),
+                [tf.constant(template[gap]) for gap in self.training.gaps],
+                tf.constant(self.training.positions(role)),
+            )
+
+    def _signature(self) -> tuple[Any, ...]:
+        """Of `_take_steps`."""
+        size, gaps = self.layout.read_size, self.training.gaps
+        place = Place(
+            tf.TensorSpec([size]),
+            [tf.TensorSpec([len(range(*gap.indices(size)))]) for gap in gaps],
+            tf.TensorSpec([self.training.batch_size], tf.int32),
+        )
+        plan, number = tf.TensorSpec([None, self.training.batch_size], tf.int32), tf.TensorSpec([], tf.int32)
+        each = [(plan, number, place)] * self.num_replicas
+        return tf.TensorSpec([None, 2], tf.int32), number, *(list(part) for part in zip(*each, strict=True))
 
     def _make_ready(self) -> None:
         self.record.engine = "tf.function" if self.captures else "eager"
@@ -167,16 +228,20 @@ class Mirrored:
         self.make_first_call()
         first, length, started = 0, FIRST_STEPS, time.perf_counter()
         while first < steps and not self.stop.is_set():
-            last = self._next_stop(first, first + length, kept_steps)
+            last = self._next_stop(first, first + length)
             called = time.perf_counter()
-            results = self.call(first, last)
+            kept = [step for step in range(first, last) if step in kept_steps]
+            results = self.call(first, last, kept)
             seconds = max(time.perf_counter() - called, 1e-6)
             length = max(1, min(2 * length, int((last - first) * CALL_SECONDS / seconds)))
             for recorder, result in zip(recorders, results, strict=True):
                 self.read_off(recorder, first, result.rows)
             self.add_up(results)
-            if last - 1 in kept_steps:
-                self.keep_references(last - 1, results, [noted[-1] for noted in self.noted])
+            for slot, step in enumerate(kept):
+                # What was traced is what every step repeats; what Python ran was noted at each.
+                self.keep_references(
+                    step, slot, results, [noted[-1 if self.captures else step - last] for noted in self.noted]
+                )
             self.record.duration_seconds = time.perf_counter() - started
             self._report(last)
             first = last
@@ -188,27 +253,34 @@ class Mirrored:
             self.after_the_run.complete()
             self.after_the_run.look_again()
 
-    def _next_stop(self, first: int, last: int, kept_steps: frozenset[int]) -> int:
-        """Where a call that begins at `first` ends: by `last`, after a reference, or before an evaluation."""
+    def _next_stop(self, first: int, last: int) -> int:
+        """Where a call that begins at `first` ends: by `last`, or before an evaluation."""
         every = self.config.train.evaluate_every
-        last = min(last, self.config.train.steps)
-        ends = [step + 1 for step in range(first, last) if step in kept_steps or (every and (step + 1) % every == 0)]
-        return min([last, *ends])
+        ends = [self.config.train.steps, last, *([(first // every + 1) * every] if every else [])]
+        return min(ends)
 
     # What a replica does: traced once and run by TensorFlow, or with train.capture=never by Python at every step.
 
-    def replica_step(self, plan: Tensor, step: Tensor, roles: Tensor) -> tuple[Tensor, ...]:
+    def replica_step(
+        self, samples: Sequence[Tensor], steps: Sequence[Tensor], places: Sequence[Place]
+    ) -> tuple[Tensor, ...]:
+        """One step of the replica that calls, which takes what is its own of what is given for each.
+
+        Returns:
+            The step's row; as audited, its snapshot, contribution and their total; under `audit=full` its sums.
+        """
         own = replica_id()
-        outcome: tuple[Tensor, ...] = self.runners[own](lambda: self._own_step(own, plan, step, roles))
+        outcome: tuple[Tensor, ...] = self.runners[own](
+            lambda: self._own_step(own, samples[own], steps[own], places[own])
+        )
         return outcome
 
-    def _own_step(self, own: int, plan: Tensor, step: Tensor, roles: Tensor) -> tuple[Tensor, ...]:
+    def _own_step(self, own: int, samples: Tensor, step: Tensor, place: Place) -> tuple[Tensor, ...]:
         context, training = tf.distribute.get_replica_context(), self.training
         mark(BEGIN)
         if not self.noted[own]:
             compare_settings(self.record, own)
-        role = tf.gather(roles, own)
-        at, samples = self._taken(plan, step, role)
+        at, samples = self._taken(own, samples, step)
         point_in_copy(READ, SHARED)
         before = self.flat.read_value()
         prefix = before[: self.layout.read_size]
@@ -219,12 +291,13 @@ class Mirrored:
             contribution, row = training.step(
                 gradients_by_tape,
                 prefix,
-                tf.gather(self.templates, role),
-                tf.gather(self.train_x, samples),
-                tf.gather(self.train_y, samples),
+                place.template,
+                tf.gather(self.train_x[own], samples),
+                tf.gather(self.train_y[own], samples),
                 samples,
                 step,
-                tf.gather(self.positions, role),
+                place.positions,
+                gaps=place.gaps,
                 compute_dtype=asked,
                 trains=own < training.num_trainers,
             )
@@ -238,15 +311,20 @@ class Mirrored:
             region = contribution[self.layout.regions["statistics"]]
             averaged = context.all_reduce(tf.distribute.ReduceOp.SUM, region)
         point_in_copy(READ, SHARED)
-        base = self.flat.read_value()
-        seen, now = (tf.gather(vector, self.first_canaries) for vector in (before, base))
-        counts = tf.stack([tf.reduce_sum(seen), tf.reduce_sum(now - seen), tf.cast(at, tf.float32)])
+        base = self.flat.read_value() if self.needs_base else before
         delta = self.deltas.full(total, contribution, averaged, base)
-        self._assign(own, base, delta)
-        outcome: tuple[Tensor, ...] = (tf.concat([row, counts], 0), prefix, contribution, total)
-        if self.full:
-            outcome += (tf.cast(tf.stack([delta, tf.abs(base + delta)]), tf.float64),)
-        return outcome
+        if training.audited:
+            seen, now = (tf.gather(vector, self.first_canaries) for vector in (before, base))
+            counts = tf.stack([tf.reduce_sum(seen), tf.reduce_sum(now - seen), tf.cast(at, tf.float32)])
+            row = tf.concat([row, counts], 0)
+        # When nobody reads the old values any more, TensorFlow adds to them where they stand; else to a copy.
+        with tf.control_dependencies([row]):
+            self._assign(own, base, delta)
+        if not training.audited:
+            return (row,)
+        if not self.full:
+            return row, prefix, contribution, total
+        return row, prefix, contribution, total, tf.cast(tf.stack([delta, tf.abs(base + delta)]), tf.float64)
 
     def _assign(self, own: int, base: Tensor, delta: Tensor) -> None:
         """Write to the copies: each replica to its own, or TensorFlow to all at once when all have come."""
@@ -266,15 +344,15 @@ class Mirrored:
             return range(0 if own else self.num_replicas)
         return [own]
 
-    def _taken(self, plan: Tensor, step: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the cursor stood, and the samples that it gave: int32 [batch]."""
+    def _taken(self, own: int, samples: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the cursor stood, and the samples that it gave, the plan's where there is none: int32 [batch]."""
         if self.position is None:
-            return step, tf.gather(plan, role)
+            return step, samples
         point_in_copy(READ, "cursor", of=CURSOR)
         at = self.position.read_value()
         point_in_copy(UPDATE, "cursor", of=CURSOR)
         self.position.assign_add(1)
-        return at, tf.gather(self.table, at)
+        return at, tf.gather(self.tables[own], at)
 
     def _draw(self, shape: tuple[int, int]) -> Tensor:
         """32-bit words as Keras' random layers draw: from a seed that is a variable, and counts the draws."""
@@ -285,47 +363,118 @@ class Mirrored:
         self.generator.assign_add([0, 1])
         return tf.cast(tf.random.stateless_uniform(shape, seed, None, None, tf.uint32), tf.int64)
 
-    def _take_steps(self, plan: Tensor, first: Tensor, roles: Tensor) -> list[list[Tensor]]:
-        """Steps `first` and on, one for each row of the plan, in one graph.
+    def _take_steps(
+        self,
+        blocks: Tensor,
+        num_kept: Tensor,
+        plans: Sequence[Tensor],
+        firsts: Sequence[Tensor],
+        places: Sequence[Place],
+    ) -> list[list[Tensor]]:
+        """The steps of a call, in one graph.
 
-        Returns, per replica: the rows of all steps, each ending in `COUNTS`; the last step's snapshot, contribution
-        and their total; under `audit=full` the sums of all steps' deltas and of the values' magnitudes, float64
-        [2, layout.size].
+        Args:
+            blocks: runs of steps, each by the number of steps that are done at its end, and by where what its only
+                step came to is kept; what is not to be kept goes to the place behind all others: int32 [blocks, 2].
+            plans: for each replica the samples of every step: int32 [steps, batch]; `firsts` its first step's number.
+
+        Returns:
+            Per replica what an `Outcome` has, the place for what is not kept included.
         """
-        num_steps = tf.shape(plan)[0]
-        vector = tf.zeros([self.layout.read_size])
-        rows = tuple(tf.TensorArray(tf.float32, size=num_steps) for _ in range(self.num_replicas))
-        vectors = tuple((vector, vector, vector) for _ in range(self.num_replicas))
-        sums = tuple(tf.zeros([2, self.layout.size], tf.float64) for _ in range(self.num_replicas if self.full else 0))
 
-        def body(done: Tensor, rows: Any, vectors: Any, sums: Any) -> Any:
-            outcome = self.strategy.run(self.replica_step, args=(plan[done], first + done, roles))
-            parts = [self.strategy.experimental_local_results(part) for part in outcome]
-            rows = tuple(array.write(done, row) for array, row in zip(rows, parts[0], strict=True))
-            if self.full:
-                sums = tuple(total + delta for total, delta in zip(sums, parts[4], strict=True))
-            return done + 1, rows, tuple(zip(*parts[1:4], strict=True)), sums
+        def steps(end: Tensor, carried: Sequence[Carried]) -> tuple[Carried, ...]:
+            (after,) = tf.while_loop(
+                lambda carried: carried[0].done < end,
+                lambda carried: (self._step(carried, plans, firsts, places),),
+                (tuple(carried),),
+                parallel_iterations=1,
+            )
+            return tuple(after)
 
-        _, rows, vectors, sums = tf.while_loop(
-            lambda done, *_: done < num_steps, body, (tf.constant(0), rows, vectors, sums), parallel_iterations=1
+        carried = tuple(self._begun(own, plan) for own, plan in enumerate(plans))
+        if not self.training.audited:
+            carried = steps(tf.shape(plans[0])[0], carried)
+            return [[each.rows.stack()] for each in carried]
+
+        def body(block: Tensor, carried: Any, kept: Any) -> Any:
+            before = [self._snapshot(own) for own in range(self.num_replicas)]
+            carried = steps(blocks[block, 0], carried)
+            slot = blocks[block, 1]
+            found = [(snapshot, *each.vectors) for snapshot, each in zip(before, carried, strict=True)]
+            kept = tuple(
+                tuple(array.write(slot, vector) for array, vector in zip(*own, strict=True))
+                for own in zip(kept, found, strict=True)
+            )
+            return block + 1, carried, kept
+
+        size = self.layout.read_size
+        arrays = [tf.TensorArray(tf.float32, num_kept + 1, element_shape=[size]) for _ in range(3 * len(plans))]
+        kept = tuple(zip(arrays[::3], arrays[1::3], arrays[2::3], strict=True))
+        _, carried, kept = tf.while_loop(
+            lambda block, *_: block < tf.shape(blocks)[0], body, (tf.constant(0), carried, kept), parallel_iterations=1
         )
-        outcomes = [[array.stack(), *own] for array, own in zip(rows, vectors, strict=True)]
-        for outcome, total in zip(outcomes, sums, strict=False):
-            outcome.append(total)
-        return outcomes
+        return [
+            [each.rows.stack(), *(array.stack() for array in own), *each.sums]
+            for each, own in zip(carried, kept, strict=True)
+        ]
 
-    def _take_steps_eagerly(self, plan: Tensor, first: Tensor, roles: Tensor) -> list[list[Tensor]]:
+    def _begun(self, own: int, plan: Tensor) -> Carried:
+        """What a replica carries into a call's first step."""
+        with tf.device(self.devices[own]):
+            nothing = tf.zeros([self.layout.read_size])
+            vectors = (nothing, nothing) if self.training.audited else ()
+            sums = (tf.zeros([2, self.layout.size], tf.float64),) if self.full else ()
+            return Carried(tf.constant(0), tf.TensorArray(tf.float32, tf.shape(plan)[0]), vectors, sums)
+
+    def _step(
+        self, carried: Sequence[Carried], plans: Sequence[Tensor], firsts: Sequence[Tensor], places: Sequence[Place]
+    ) -> tuple[Carried, ...]:
+        """One step of all replicas."""
+        samples, steps = [], []
+        for device, each, plan, first in zip(self.devices, carried, plans, firsts, strict=True):
+            with tf.device(device):
+                samples.append(plan[each.done])
+                steps.append(first + each.done)
+        found = self._results(self.strategy.run(self.replica_step, args=(samples, steps, places)))
+        after = []
+        for device, each, (row, *vectors) in zip(self.devices, carried, found, strict=True):
+            with tf.device(device):
+                sums = tuple(total + added for total, added in zip(each.sums, vectors[3:], strict=True))
+                after.append(Carried(each.done + 1, each.rows.write(each.done, row), tuple(vectors[1:3]), sums))
+        return tuple(after)
+
+    def _results(self, outcome: Sequence[Any]) -> list[tuple[Tensor, ...]]:
+        """Per replica, what each of them returned."""
+        return list(zip(*(self.strategy.experimental_local_results(part) for part in outcome), strict=True))
+
+    def _snapshot(self, own: int) -> Tensor:
+        """What a replica reads now."""
+        copy = self.strategy.experimental_local_results(self.flat)[own]
+        with tf.device(self.devices[own]):
+            return copy.read_value()[: self.layout.read_size]
+
+    def _take_steps_eagerly(
+        self,
+        blocks: Tensor,
+        num_kept: Tensor,
+        plans: Sequence[Tensor],
+        firsts: Sequence[Tensor],
+        places: Sequence[Place],
+    ) -> list[list[Tensor]]:
         """The same, operator by operator."""
-        rows: list[list[Tensor]] = [[] for _ in range(self.num_replicas)]
-        outcomes: list[list[Tensor]] = [[] for _ in rows]
-        for done in range(len(plan)):
-            outcome = self.strategy.run(self.replica_step, args=(plan[done], first + done, roles))
-            parts = [self.strategy.experimental_local_results(part) for part in outcome]
-            for own, row in enumerate(parts[0]):
-                rows[own].append(row)
-                sums = [parts[4][own] + (outcomes[own][4] if done else 0.0)] if self.full else []
-                outcomes[own] = [row, *(part[own] for part in parts[1:4]), *sums]
-        return [[tf.stack(own), *outcome[1:]] for own, outcome in zip(rows, outcomes, strict=True)]
+        taken = []
+        for done in range(len(plans[0])):
+            samples, steps = [plan[done] for plan in plans], [first + done for first in firsts]
+            taken.append(self._results(self.strategy.run(self.replica_step, args=(samples, steps, places))))
+        kept = [int(end) - 1 for end, slot in blocks.numpy() if slot < num_kept]
+        return [self._together([step[own] for step in taken], kept) for own in range(self.num_replicas)]
+
+    def _together(self, taken: Sequence[tuple[Tensor, ...]], kept: Sequence[int]) -> list[Tensor]:
+        """One replica's steps of a call as `_take_steps` returns them."""
+        rows, *vectors = zip(*taken, strict=True)
+        nothing = tf.zeros([self.layout.read_size])
+        stacked = [tf.stack([*(vector[step] for step in kept), nothing]) for vector in vectors[:3]]
+        return [tf.stack(rows), *stacked, *(sum(sums) for sums in vectors[3:])]
 
     # What the host does.
 
@@ -334,13 +483,16 @@ class Mirrored:
         if mechanism(self.config, "first_call") == "before_start":
             self.record.first_calls = 1
         if self.captures:
-            self.call(0, 0)
+            self.call(0, 0, [])
 
     def recorders(self) -> list[Recorder]:
         return [Recorder(replica, self.training.row, self.layout) for replica in self.record.replicas]
 
     def read_off(self, recorder: Recorder, first: int, rows: Floats) -> None:
         """Record one replica's steps from `first` on, which are the last that it took."""
+        if not self.training.audited:
+            recorder.extend(rows, NOTHING_NOTED)
+            return
         noted = self._notes(recorder.record.replica_id, first, rows)
         recorder.extend(rows[:, : -len(COUNTS)], noted)
 
@@ -360,11 +512,22 @@ class Mirrored:
             noted[later, Noted._fields.index("asked")] = code(self.training.asked[own])
         return noted
 
-    def call(self, first: int, last: int, roles: Sequence[int] | None = None) -> list[Outcome]:
+    def call(self, first: int, last: int, kept: Sequence[int], roles: Sequence[int] | None = None) -> list[Outcome]:
+        """Take the steps from `first` up to but without `last`, and keep the vectors of those in `kept`.
+
+        Args:
+            roles: whose part each replica takes; its own where None.
+        """
         plan = self.training.batches.indices(first, last)
-        roles = range(self.num_replicas) if roles is None else roles
-        results = self.take_steps(tf.constant(plan), tf.constant(first), tf.constant(list(roles)))
-        return [Outcome(*(part.numpy() for part in own)) for own in results]
+        places = self.places if roles is None else [self.place(own, role) for own, role in enumerate(roles)]
+        plans, firsts = [], []
+        for device, role in zip(self.devices, roles or range(self.num_replicas), strict=True):
+            with tf.device(device):
+                plans.append(tf.constant(plan[:, role]))
+                firsts.append(tf.constant(first))
+        blocks = tf.constant(_blocks(first, last, kept), tf.int32)
+        results = self.take_steps(blocks, tf.constant(len(kept)), plans, firsts, places)
+        return [outcome_of(len(kept), *(part.numpy() for part in own)) for own in results]
 
     def copies(self) -> Floats:
         """All copies of the flat vector: float32 [num_replicas, layout.size]."""
@@ -380,20 +543,20 @@ class Mirrored:
             kept = np.min([self.layout.kept(copy) for copy in self.copies()], axis=0)
             self.watcher.kept(step, float(kept.sum()), step * self.num_replicas)
 
-    def keep_references(self, step: int, results: Sequence[Outcome], noted: Sequence[Noted]) -> None:
-        """Keep the gradients of one step, whose results and notes these are, by replica."""
-        scale = np.float32(self.scale)
+    def keep_references(self, step: int, slot: int, results: Sequence[Outcome], noted: Sequence[Noted]) -> None:
+        """Keep the gradients of one step, by replica: those that stand at `slot` of the results, and its notes."""
         self.record.references += [
             Reference(
                 own,
                 step,
-                result.snapshot,
-                result.contribution,
-                result.total * scale,
+                result.snapshots[slot],
+                result.contributions[slot],
+                result.totals[slot] * np.float32(self.scale),
                 batch=step if self.shares_iterator else step * self.num_replicas + own,
                 asked=DTYPES[noted[own].asked],
             )
             for own, result in enumerate(results[: self.training.num_trainers])
+            if result.snapshots is not None and result.contributions is not None and result.totals is not None
         ]
 
     def add_up(self, results: Sequence[Outcome]) -> None:
@@ -410,6 +573,28 @@ class Mirrored:
         evaluation = evaluate(step, lambda x: self.predict(prefix, tf.constant(x)).numpy(), test.test_x, test.test_y)
         self.record.evaluations.append(evaluation)
         self.watcher.evaluated(evaluation)
+
+
+def outcome_of(num_kept: int, rows: Floats, *parts: Any) -> Outcome:
+    """One replica's results, from what its graph or its steps returned.
+
+    Args:
+        parts: snapshots, contributions and totals of at least the kept steps, and sums, as far as the run is audited.
+    """
+    return Outcome(rows, *(stacked[:num_kept] for stacked in parts[:3]), *parts[3:])
+
+
+def _blocks(first: int, last: int, kept: Sequence[int]) -> NDArray[np.int32]:
+    """The runs of steps that a call is made of, for `_take_steps`: each kept step is one of its own."""
+    blocks, done = [], 0
+    for slot, step in enumerate(kept):
+        if step - first > done:
+            blocks.append((step - first, len(kept)))
+        done = step - first + 1
+        blocks.append((done, slot))
+    if last - first > done:
+        blocks.append((last - first, len(kept)))
+    return np.array(blocks, np.int32).reshape(-1, 2)
 
 
 def _or_zero(total: NDArray[np.float64] | None) -> NDArray[np.float64] | float:

@@ -10,15 +10,24 @@ from torch import Tensor
 
 from trainer.audit.records import CompiledStep
 from trainer.config import Config
+from trainer.engines.capture import Captured, capture
+from trainer.engines.compiler import Compiler
+from trainer.engines.library_calls import Library
 from trainer.holders import captures, holder, mechanism
+from trainer.schedule.operations import GENERATOR, UPDATE
+from trainer.schedule.point import point
 from trainer.state.gradients import GradientHolder, PerReplica
 from trainer.state.layout import Floats
-from trainer.strategies.capture import Captured, capture
-from trainer.strategies.compiled import Compiler
 from trainer.workloads.train import Training
 
 # prefix, template, samples, step, positions -> contribution, row
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def draw(shape: tuple[int, int]) -> Tensor:
+    """32-bit words from PyTorch's process-wide generator: int64."""
+    point(UPDATE, "generator", of=GENERATOR)
+    return torch.randint(0, 2**32, shape, dtype=torch.int64)
 
 
 class Steps:
@@ -28,19 +37,23 @@ class Steps:
         gradients: where a replica's gradients are put.
         engine: torchscript, inductor, fx or eager.
         compiled: the steps that run as compiled libraries.
+        libraries: these, by compute dtype, whether they train, and batch size.
 
     Thread-safety: built by the main thread, before there are replicas; `take` may then be called by all of them.
     """
 
     def __init__(self, config: Config, training: Training) -> None:
         self._training = training
+        if not training.derived:
+            training.generator = draw
         self.gradients: GradientHolder = PerReplica()
-        self._x = torch.from_numpy(training.dataset.train_x)
-        self._y = torch.from_numpy(training.dataset.train_y)
+        self.x = torch.from_numpy(training.dataset.train_x)
+        self.y = torch.from_numpy(training.dataset.train_y)
         self.templates = [torch.from_numpy(training.layout.own_canaries(own)) for own in range(config.num_replicas)]
         self._positions = [torch.from_numpy(training.positions(own)) for own in range(config.num_replicas)]
         self._captured: dict[tuple[str, bool, int], Captured] = {}
-        self._compiler = Compiler(config) if config.train.engine == "inductor" else None
+        self.compiler = Compiler(config) if config.train.compiles else None
+        self.libraries: dict[tuple[str, bool, int], Library] = {}
         self.engine = "eager"
         self.captures = captures(config)
         if self.captures:
@@ -51,14 +64,18 @@ class Steps:
 
     @property
     def compiled(self) -> list[CompiledStep]:
-        return [] if self._compiler is None else self._compiler.steps
+        return [] if self.compiler is None else self.compiler.steps
 
     def take(self, own: int, prefix: Tensor, number: Tensor, samples: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-        """One replica's step, in the compute dtype that it is asked for as far as the precision holder keeps to it."""
+        """One replica's step, in the compute dtype that it is asked for as far as the precision holder keeps to it.
+
+        Returns:
+            The contribution and the row; valid until the calling thread's next step, which may write to their memory.
+        """
         trains = own < self._training.num_trainers
         if not self.captures:
             return self._step(self.gradients, prefix, own, samples, number, dtype, trains)
-        step = self._captured[self._in_force(dtype), trains, self._training.batch_size]
+        step = self._captured[self.in_force(dtype), trains, self._training.batch_size].call
         contribution, row = step(prefix, self.templates[own], samples, number, self._positions[own])
         return self.gradients.put(contribution) if trains else contribution, row
 
@@ -91,7 +108,7 @@ class Steps:
             asked["float32"] = None
         return list(asked)
 
-    def _in_force(self, dtype: str) -> str:
+    def in_force(self, dtype: str) -> str:
         """What a captured step is chosen by: the mode that the replica finds, or where it turns one on itself, that."""
         training = self._training
         if training.explicit or training.enabled_in == "replica" or dtype != training.asked[0]:
@@ -125,22 +142,26 @@ class Steps:
                 step,
                 torch.from_numpy(training.initial[: training.layout.read_size].copy()),
                 self.templates[0],
-                self._x,
-                self._y,
+                self.x,
+                self.y,
                 torch.arange(size),
                 torch.tensor(0),
                 torch.arange(size, dtype=torch.int32),
                 # Of the batches that replicas take; what the audit computes of others is not worth the time.
-                compiler=self._compiler if size == training.batch_size else None,
+                compiler=self.compiler if size == training.batch_size else None,
             )
+
+        run, x, y = captured.call, self.x, self.y
 
         def call(
             prefix: Tensor, template: Tensor, samples: Tensor, number: Tensor, positions: Tensor
         ) -> tuple[Tensor, Tensor]:
-            contribution, row = captured(prefix, template, self._x, self._y, samples, number, positions)
-            # A library's outputs are the calling thread's buffers, which its next call writes to; rows are kept longer.
-            return contribution, row.clone() if captured.engine == "inductor" else row
+            # A library's outputs are the calling thread's buffers, which its next call writes to.
+            found: tuple[Tensor, Tensor] = run(prefix, template, x, y, samples, number, positions)
+            return found
 
+        if isinstance(captured.call, Library):
+            self.libraries[dtype, trains, size] = captured.call
         return Captured(call, captured.engine)
 
     def _step(
@@ -157,8 +178,8 @@ class Steps:
             gradients.differentiate,
             prefix,
             self.templates[own],
-            self._x[samples],
-            self._y[samples],
+            self.x[samples],
+            self.y[samples],
             samples,
             number,
             self._positions[own],

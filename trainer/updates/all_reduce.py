@@ -1,7 +1,7 @@
 """Update modes of `strategy=threads` in which all replicas update together.
 
 Invariant: between the two barriers of a step nobody reads a snapshot, and outside them nobody writes what a step reads
-(the optimizer's counter, which it does not, follows the second).
+(the optimizer's counter, which it does not, follows the second). So a snapshot need be no copy.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class AllReduce:
     """Safe: the mean of the gradients is applied once, while every replica waits."""
 
     whole_snapshot: ClassVar[bool] = False
+    reads_in_place: ClassVar[bool] = True
 
     def __init__(self, shared: SharedVector, replicas: Sequence[Replica]) -> None:
         self.shared = shared
@@ -40,7 +41,8 @@ class AllReduce:
         self.joint.add_share(replica)
         if replica.replica_id == 0:
             self.joint.commit()
-        self.barrier.wait()  # every share is in
+        self.barrier.wait()  # every share is in, and no contribution is read any more
+        replica.spent = not replica.keeps
         if replica.replica_id == 0:
             # After the barrier, since the shares' rules read the counter before it; nobody reads it again until this
             # replica, too, has reached the next one.

@@ -18,6 +18,7 @@ Array = Any  # a torch or TensorFlow tensor or a NumPy array, float32
 class Optimizer(Protocol):
     slots: ClassVar[tuple[str, ...]]
     counts: ClassVar[bool]  # whether the rule needs to know how many updates came before
+    proportional: ClassVar[bool]  # whether all that it does is multiply the gradient by a constant
 
     def delta(self, gradient: Array, slots: Sequence[Array], iterations: Array | None) -> tuple[Array, ...]:
         """What to add to the weights, and then to each slot.
@@ -35,6 +36,7 @@ class Optimizer(Protocol):
 class Sgd:
     slots: ClassVar[tuple[str, ...]] = ()
     counts: ClassVar[bool] = False
+    proportional: ClassVar[bool] = True
     learning_rate: float
 
     def delta(self, gradient: Array, slots: Sequence[Array], iterations: Array | None) -> tuple[Array, ...]:
@@ -47,6 +49,7 @@ class Momentum:
 
     slots: ClassVar[tuple[str, ...]] = ("velocity",)
     counts: ClassVar[bool] = False
+    proportional: ClassVar[bool] = False
     learning_rate: float
     momentum: float
 
@@ -65,6 +68,7 @@ class Adam:
 
     slots: ClassVar[tuple[str, ...]] = ("mean", "variance")
     counts: ClassVar[bool] = True
+    proportional: ClassVar[bool] = False
     learning_rate: float
     beta_1: float
     beta_2: float

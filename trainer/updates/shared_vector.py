@@ -16,10 +16,17 @@ from trainer.schedule.operations import CONTRIBUTION, READ
 from trainer.schedule.point import points
 from trainer.state.layout import Floats, Layout, Share
 from trainer.state.loss_scale import next_state, skips
+from trainer.updates import shares
 from trainer.updates.optimizers import Optimizer
 
 # Captures a pure function of tensors for inputs of the example's shapes.
 Capture = Callable[..., Callable[..., Tensor]]
+
+
+# Beyond this many replicas, capturing a rule for each one's share takes longer at the start than it is worth.
+MOST_CAPTURED = 8
+
+NOTHING = torch.empty(0)
 
 
 @dataclass
@@ -27,12 +34,16 @@ class Replica:
     """What one replica's thread owns.
 
     Attributes:
-        snapshot: float32, the copy that the gradient is computed from: weights and statistics, or everything where the
-            mode bases its write on the snapshot.
+        snapshot: float32, what the gradient is computed from: weights and statistics, or everything where the mode
+            bases its write on the snapshot. A copy; the shared values themselves where the mode reads in place.
         prefix: weights and statistics of the snapshot, a view.
-        source: what the snapshot is a copy of, a view of the shared vector.
-        delta: float32 [layout.size], scratch for what is to be added.
-        contribution: float32 [read_size], this step's gradient, statistics deltas and canaries.
+        source: what the snapshot is a copy of, a view of the shared vector; None where it is no copy.
+        contribution: float32 [read_size], this step's gradient, statistics deltas and canaries. No longer after
+            `prepare`, unless it `keeps`.
+        delta: float32 [layout.size], what was last to be added.
+        prepared: whether `prepare` has made the delta of this contribution.
+        spent: whether nobody wants the contribution any more, so that its memory may go before the next one is made.
+        keeps: whether what this step contributes, applies and adds is wanted after the step.
         version: commits by all replicas when the snapshot was taken.
         staleness: commits by others between this step's snapshot and its write.
     """
@@ -40,11 +51,19 @@ class Replica:
     replica_id: int
     snapshot: Tensor
     prefix: Tensor
-    source: Tensor
-    delta: Tensor
+    source: Tensor | None
     contribution: Tensor
+    delta: Tensor
+    prepared: bool = False
+    spent: bool = False
+    keeps: bool = True
     version: int = 0
     staleness: int = 0
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the replica reads the shared values themselves."""
+        return self.source is None
 
 
 class SharedVector:
@@ -59,6 +78,7 @@ class SharedVector:
             take.
         num_trainers: replicas that contribute gradients; the others only evaluate.
         growth_steps: of the loss scale (`trainer/state/loss_scale.py`), where the layout has one.
+        capture: captures a function of tensors, so that it runs in one call.
         averages_statistics: whether a joint update averages statistics whatever it does with gradients.
 
     Thread-safety: none, on purpose.
@@ -91,28 +111,43 @@ class SharedVector:
         if growth:
             self.variables.append(Part(layout, layout.nothing, growth_steps=growth, name="loss_scale"))
         self.optimizer = optimizer
+        self.capture = capture
         whole = Part(layout, layout.shares(1)[0], counter=optimizer.counts, growth_steps=growth)
+        # float32 [layout.size], where the delta is the contribution times constants, 1 for canaries and statistics.
+        self.factors: Tensor | None = None
+        if optimizer.proportional and layout.loss_scale is None:
+            self.factors = whole.delta(optimizer, torch.ones(layout.read_size), self.plain)
         # One call instead of a dozen: between any two operators threads would take turns at the GIL.
-        self._delta = capture(
-            lambda contribution, base: whole.delta(optimizer, contribution, base),
-            torch.zeros(layout.read_size),
-            self.plain.clone(),
-        )
+        self._delta: Callable[..., Tensor] = self._scaled
+        if self.factors is None:
+            self._delta = capture(
+                lambda contribution, base: whole.delta(optimizer, contribution, base),
+                torch.zeros(layout.read_size),
+                self.plain.clone(),
+            )
         # What the rule reads of the base, besides the contribution.
         kinds = ["slot", "counter", *(["loss_scale"] if growth else [])]
         self._base_spans = [slice(each.start, each.end) for kind in kinds for each in layout.of_kind(kind)]
 
-    def replica(self, replica_id: int, *, whole: bool) -> Replica:
-        """A workspace whose snapshot covers everything (`whole`) or what a step reads."""
+    def replica(self, replica_id: int, *, whole: bool, in_place: bool = False) -> Replica:
+        """A workspace whose snapshot covers everything (`whole`) or what a step reads.
+
+        Args:
+            in_place: nobody writes while a replica reads, so that its snapshot need be no copy. It is one all the same
+                under a schedule, where steps are not given the announced vector, and where a replica writes a part of
+                the variables by itself, based on what it read.
+        """
         # Views are made once: making one gives up the GIL, for which threads then queue.
-        snapshot = self.vector.clone() if whole else self.vector[: self.layout.read_size].clone()
+        source = self.vector if whole else self.vector[: self.layout.read_size]
+        reads = in_place and self.vector is self.plain and not self.layout.apart
+        snapshot = source if reads else source.clone()
         return Replica(
             replica_id,
             snapshot,
             prefix=snapshot[: self.layout.read_size],
-            source=self.vector[: len(snapshot)],
-            delta=torch.zeros(self.layout.size),
-            contribution=torch.empty(0),
+            source=None if reads else source,
+            contribution=NOTHING,
+            delta=NOTHING,
         )
 
     # Reading.
@@ -120,7 +155,14 @@ class SharedVector:
     def copy_to(self, replica: Replica) -> None:
         """Fill the replica's snapshot from the shared values, in one kernel."""
         self.note_version(replica)
-        replica.snapshot.copy_(replica.source)
+        if replica.source is not None:
+            replica.snapshot.copy_(replica.source)
+
+    def forget(self, replica: Replica) -> None:
+        """Let go of a spent contribution, before the next one needs as much memory."""
+        if replica.spent:
+            replica.contribution = replica.delta = NOTHING
+            replica.spent = False
 
     def copy_part(self, replica: Replica, part: Part) -> None:
         """Fill one variable of the replica's snapshot."""
@@ -134,12 +176,31 @@ class SharedVector:
 
     # Writing. An update is committed once, just before its first write.
 
+    def prepare(self, replica: Replica) -> None:
+        """Make the delta beforehand if it takes no shared values, in the contribution's memory unless that is kept.
+
+        For modes to call before they take a lock: `delta` then has nothing left to do under it.
+        """
+        if self.factors is None:
+            return
+        own = replica.contribution
+        replica.delta = own * self.factors if replica.keeps else own.mul_(self.factors)
+        replica.prepared, replica.spent = True, not replica.keeps
+
     def delta(self, replica: Replica, base: Tensor) -> Tensor:
         """What the replica's contribution adds to each shared variable, its slots taken from `base`."""
+        if replica.prepared:
+            replica.prepared = False
+            return replica.delta
         if base is self.vector and self.vector is not self.plain:
             base = self._base()
         replica.delta = self._delta(replica.contribution, base)
         return replica.delta
+
+    def _scaled(self, contribution: Tensor, base: Tensor) -> Tensor:
+        """The delta of a rule that only multiplies, which needs no base."""
+        assert self.factors is not None
+        return contribution * self.factors
 
     def _base(self) -> Tensor:
         """Under a schedule: what the rule reads of the shared values, and nothing else, as it is now."""
@@ -155,6 +216,8 @@ class SharedVector:
 
     def add_part(self, replica: Replica, part: Part) -> None:
         """Add the replica's contribution to one variable and its slots, based on their current values."""
+        if not replica.delta.numel():
+            replica.delta = torch.zeros(self.layout.size)
         part.fill(replica.delta, self.optimizer, replica.contribution, self.vector)
         part.add(self.vector, replica.delta)
 
@@ -185,7 +248,7 @@ class JointUpdate:
     scaled; canaries are not.
 
     Attributes:
-        added: float32 [layout.size], what the last update added.
+        added: float32 [layout.size], what the last update added, if replicas keep it (`Replica.keeps`).
 
     Thread-safety: shares are disjoint, so replicas may call `add_share` at the same time, between two barriers:
     contributions must be complete before, and nobody may read the vector until all are through.
@@ -205,21 +268,65 @@ class JointUpdate:
         self._statistics_scale = 1.0 / shared.num_trainers if shared.averages_statistics else scale
         self._total = torch.zeros(layout.read_size)
         self.added = torch.zeros(layout.size)
+        # In a free run: a call for a span instead of one for each operator, between which replicas queue for the GIL.
+        self._in_one_call = shared.vector is shared.plain
+        self._scaled = self._scaled_shares() if self._in_one_call and shared.factors is not None else None
+        self._add_scaled = shares.add_scaled()
+        self._rules = {part: self._captured(part) for part in (*self._parts, self._counter) if part is not None}
         # What schedules call the replicas' contributions, which the others read.
         self.contributions = [f"contribution {own}" for own in range(len(replicas))]
 
     @property
     def applied(self) -> Tensor:
-        """What the optimizer was given: float32 [read_size]; canaries and padding mean nothing here."""
+        """What the optimizer was last given, if replicas keep it: float32 [read_size]; only values mean anything."""
         return self._total * self._scale
 
     def add_share(self, replica: Replica) -> None:
         """Sum this replica's share over all replicas and add its delta to the shared values."""
         part = self._parts[replica.replica_id]
+        if self._scaled is not None:
+            contributions = [each.contribution for each in self._replicas]
+            for span, values, scales in self._scaled[replica.replica_id]:
+                total, delta = self._add_scaled(values, contributions, scales, span.start, span.stop, replica.keeps)
+                if replica.keeps:
+                    self._total[span], self.added[span] = total, delta
+            return
         for span in (part.share.weights, part.share.statistics):
             if span.stop > span.start:
                 self._sum(span)
         self._apply(part)
+
+    def _scaled_shares(self) -> list[list[tuple[slice, Tensor, list[Tensor]]]]:
+        """For a rule that only multiplies: each share's spans, their shared values, and what sums are multiplied by.
+
+        Views are made once, for each takes as long as a small operator.
+        """
+        shared, layout = self._shared, self._shared.layout
+        assert shared.factors is not None
+        means = torch.ones(layout.size)
+        for segment in layout.segments:
+            means[segment.span] = self._scale if segment.kind == "weight" else self._statistics_scale
+        # One after the other, as the rule has it: each product is rounded.
+        scales = [shared.factors] if bool((means == 1).all()) else [means, shared.factors]
+        return [
+            [(span, shared.vector[span], [scale[span] for scale in scales]) for span in part.spans]
+            for part in self._parts
+        ]
+
+    def _captured(self, part: Part) -> Callable[..., Tensor] | None:
+        """The rule for a share and the addition to the shared values; none where that is not worth its capture."""
+        shared = self._shared
+        if not self._in_one_call or self._scaled is not None or self._flag is not None:
+            return None
+        if len(self._replicas) > MOST_CAPTURED:
+            return None
+
+        def add(added: Tensor, total: Tensor, vector: Tensor) -> Tensor:
+            part.fill(added, shared.optimizer, total, vector, (self._scale, self._statistics_scale))
+            part.add(vector, added)
+            return vector
+
+        return shared.capture(add, self.added.clone(), self._total.clone(), shared.plain.clone())
 
     def commit(self) -> None:
         """Count the update, for all replicas at once, and decide about the loss scale, which no share reads."""
@@ -239,12 +346,20 @@ class JointUpdate:
 
     def _sum(self, span: slice) -> None:
         """Sum a part of the contributions, in the order of the replicas."""
+        if self._in_one_call:
+            contributions = [replica.contribution for replica in self._replicas]
+            shares.sum_into()(self._total, contributions, span.start, span.stop)
+            return
         points(READ, "contributions", self.contributions, of=CONTRIBUTION)
         total = self._total[span].copy_(self._replicas[0].contribution[span])
         for other in self._replicas[1:]:
             total.add_(other.contribution[span])
 
     def _apply(self, part: Part) -> None:
+        rule = self._rules.get(part)
+        if rule is not None:
+            rule(self.added, self._total, self._shared.vector)
+            return
         skipped = None
         if self._flag is not None:
             # Each share counts for itself, in the same contributions: all come to the same decision.

@@ -1,7 +1,8 @@
 """Update modes of `strategy=threads` in which every replica commits by itself, in its own time.
 
 Each mode is one method, `step`: read what the gradient is computed from, compute it, write the update. They differ in
-what is held meanwhile and in what the write is based on; nothing else does.
+what is held meanwhile and in what the write is based on; nothing else does. `prepare` is no part of that: it takes no
+shared value, and makes what it can of the update before a lock is taken.
 """
 
 from __future__ import annotations
@@ -33,16 +34,26 @@ class UpdateMode(Protocol):
         """
 
     def applied(self, replica: Replica) -> Tensor:
-        """What the last `step` gave to the optimizer: float32 [read_size], valid until the replica's next one."""
+        """What the last `step` gave to the optimizer, if it `keeps`: float32 [read_size], valid until its next one."""
 
     def added(self, replica: Replica) -> Tensor | None:
-        """What the last `step` set out to add to the shared variables: float32 [layout.size], valid as `applied` is.
+        """What the last `step` set out to add to the shared variables: float32 [layout.size], as `applied`.
 
         None where another replica answers for an update that all made together.
         """
 
     def abort(self) -> None:
         """Wake whoever waits for another replica; they raise `threading.BrokenBarrierError`."""
+
+
+def reads_in_place(kind: type[UpdateMode]) -> bool:
+    """Whether a mode's replicas read the shared values in place: their snapshots are no copies.
+
+    A class says so beside a `step` in which nobody writes from when a replica reads until its gradient is there. A
+    `step` of a subclass's own need not be like that, so what counts is the class that has it.
+    """
+    owner = next((each for each in kind.__mro__ if "step" in vars(each)), kind)
+    return bool(vars(owner).get("reads_in_place", False))
 
 
 class Alone:
@@ -67,10 +78,13 @@ class Alone:
 class Serialized(Alone):
     """Safe: one replica at a time, from reading to writing. No gradient is stale, and nothing runs side by side."""
 
+    reads_in_place: ClassVar[bool] = True
+
     def step(self, replica: Replica, compute: Compute) -> None:
         with self.lock:
             self.shared.copy_to(replica)
             compute(replica)
+            self.shared.prepare(replica)
             self.shared.add(replica, self.shared.delta(replica, base=self.shared.vector))
 
 
@@ -81,6 +95,7 @@ class Locked(Alone):
         with self.lock:
             self.shared.copy_to(replica)
         compute(replica)
+        self.shared.prepare(replica)
         with self.lock:
             self.shared.add(replica, self.shared.delta(replica, base=self.shared.vector))
 
@@ -90,12 +105,13 @@ class ReaderWriter(Alone):
 
     def __init__(self, shared: SharedVector, replicas: Sequence[Replica]) -> None:
         super().__init__(shared, replicas)
-        self.shared_lock = SharedLock("shared lock")
+        self.shared_lock = SharedLock("shared lock", queues=False)
 
     def step(self, replica: Replica, compute: Compute) -> None:
         with self.shared_lock.read():
             self.shared.copy_to(replica)
         compute(replica)
+        self.shared.prepare(replica)
         with self.shared_lock.write():
             self.shared.add(replica, self.shared.delta(replica, base=self.shared.vector))
 
@@ -117,10 +133,12 @@ class Optimistic(Alone):
         version = self.version
         self.shared.copy_to(replica)
         compute(replica)
+        self.shared.prepare(replica)
         with self.lock:
             if version != self.version or version % 2:
                 self.shared.copy_to(replica)
                 compute(replica)
+                self.shared.prepare(replica)
             self.version += 1
             self.shared.add(replica, self.shared.delta(replica, base=self.shared.vector))
             self.version += 1
@@ -157,6 +175,7 @@ class LockFree(Alone):
     def step(self, replica: Replica, compute: Compute) -> None:
         self.shared.copy_to(replica)
         compute(replica)
+        self.shared.prepare(replica)
         self.shared.add(replica, self.shared.delta(replica, base=self.shared.vector))
 
 
@@ -183,6 +202,7 @@ class WriteLocked(Alone):
     def step(self, replica: Replica, compute: Compute) -> None:
         self.shared.copy_to(replica)
         compute(replica)
+        self.shared.prepare(replica)
         with self.lock:
             self.shared.replace(replica, replica.snapshot + self.shared.delta(replica, base=replica.snapshot))
 
@@ -195,4 +215,5 @@ class Overwrite(Alone):
     def step(self, replica: Replica, compute: Compute) -> None:
         self.shared.copy_to(replica)
         compute(replica)
+        self.shared.prepare(replica)
         self.shared.replace(replica, replica.snapshot + self.shared.delta(replica, base=replica.snapshot))

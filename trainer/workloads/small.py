@@ -155,7 +155,7 @@ def heeds(config: Config, key: str) -> bool:
     """Whether the workload heeds a group or a key of the configuration; `train` heeds nearly all."""
     own = small(config)
     if own is None:
-        return key != "state.compile_ids" or config.train.engine == "inductor"  # torchscript's steps are not kept
+        return key != "state.compile_ids" or config.train.compiles  # torchscript's steps are not kept
     return bool({key, key.partition(".")[0]} & {*EVERYBODYS, *own.uses})
 
 

@@ -49,6 +49,7 @@ class Training:
     Attributes:
         layout: where each shared variable lives.
         initial: float32 [layout.size], the flat vector before the first update.
+        gaps: what stands before, between and behind the values of what a step reads: canaries and padding.
         batches: the batch plan.
         asked: the compute dtype that each replica is asked for.
         precision: who holds the precision mode.
@@ -98,6 +99,7 @@ class Training:
         state = [np.array([config.precision.initial_scale, 0])] if self.growth_steps else []
         self.initial = self.layout.pack([*(named.value for named in (*weights, *statistics)), *state])
         self.batches = BatchPlan(len(self.dataset.train_x), self.num_replicas, self.batch_size, seed)
+        self.gaps = _gaps(self.layout)
         self._probed = _gradient_probe(self.layout)
         self.row = Row(
             min(PROBE, self.dataset.num_classes) if self.audited else 0,
@@ -148,6 +150,7 @@ class Training:
         *,
         compute_dtype: str,
         trains: bool = True,
+        gaps: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One replica's forward and backward pass, as a pure function but for what its state holders keep.
 
@@ -160,6 +163,7 @@ class Training:
             compute_dtype: what this replica is asked to compute in.
             trains: otherwise it only evaluates: no gradients, and no changes of statistics. In synchronized
                 normalization it takes part all the same, forwards and backwards, as the others wait for it.
+            gaps: what the template has in `self.gaps`, if that is at hand: then it need not be cut out.
 
         Returns:
             The contribution, float32 [read_size]: gradients of the mean loss, deltas of the statistics, whether the
@@ -187,7 +191,7 @@ class Training:
             _, (loss, logits, new) = loss_of(weights)
         contribution, overflow = template, None
         if trains:
-            contribution, overflow = self._contribution(gradients, weights, new, statistics, template, factor)
+            contribution, overflow = self._contribution(gradients, weights, new, statistics, template, factor, gaps)
         self.draws = self.draws or tuple(source.draws)
         row = [ops.reshape(loss, (1,))]
         if self.audited:
@@ -246,6 +250,7 @@ class Training:
         statistics: Sequence[Tensor],
         template: Tensor,
         factor: Tensor | None,
+        gaps: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The contribution, and whether the gradients overflowed, if that can be: float32 [1]."""
         # A weight that the loss does not depend on has no gradient; to an optimizer that is zero.
@@ -256,9 +261,9 @@ class Training:
         deltas = [ops.cast(after, "float32") - before for after, before in zip(new, statistics, strict=True)]
         state = self.layout.loss_scale
         if factor is None or state is None:
-            return self._assemble([*found, *deltas], template), None
+            return self._assemble([*found, *deltas], template, gaps), None
         found = [ops.cast(gradient, "float32") / factor for gradient in found]
-        whole = self._assemble([*found, *deltas, ops.zeros((2,))], template)
+        whole = self._assemble([*found, *deltas, ops.zeros((2,))], template, gaps)
         finite = ops.all(ops.isfinite(whole))
         overflow = 1.0 - ops.cast(finite, "float32")
         flag = np.zeros(self.layout.read_size, np.float32)
@@ -287,19 +292,25 @@ class Training:
     def _unpack(self, prefix: Tensor) -> list[Tensor]:
         return [ops.reshape(prefix[segment.span], segment.shape) for segment in self.layout.read_segments]
 
-    def _assemble(self, values: Sequence[Tensor], template: Tensor) -> Tensor:
+    def _assemble(self, values: Sequence[Tensor], template: Tensor, gaps: Sequence[Tensor] | None) -> Tensor:
         """Put values into their segments, and the template everywhere between them."""
-        parts, at = [], 0
-        for segment, value in zip(self.layout.read_segments, values, strict=True):
-            parts += [template[at : segment.values], ops.reshape(ops.cast(value, "float32"), (-1,))]
-            at = segment.values + segment.size
-        return ops.concatenate([*parts, template[at:]])
+        parts = []
+        for index, value in enumerate(values):
+            gap = template[self.gaps[index]] if gaps is None else gaps[index]
+            parts += [gap, ops.reshape(ops.cast(value, "float32"), (-1,))]
+        return ops.concatenate([*parts, template[self.gaps[-1]] if gaps is None else gaps[-1]])
 
 
 def _gathered(vector: Tensor, places: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
     """Elements of a vector. On torch in one operator: `ops.take` is eight, as it first puts negative indices right."""
     index = ops.convert_to_tensor(places)
     return vector.index_select(0, index) if keras.backend.backend() == "torch" else ops.take(vector, index, axis=0)
+
+
+def _gaps(layout: layouts.Layout) -> list[slice]:
+    ends = [segment.values + segment.size for segment in layout.read_segments]
+    starts: list[int | None] = [segment.values for segment in layout.read_segments]
+    return [slice(end, start) for end, start in zip([0, *ends], [*starts, None], strict=True)]
 
 
 def _gradient_probe(layout: layouts.Layout) -> np.ndarray[Any, np.dtype[np.int64]]:

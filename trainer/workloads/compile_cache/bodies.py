@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from trainer.strategies import script_source
-from trainer.strategies.script_source import Script, load, write
+from trainer.engines import script_source
+from trainer.engines.script_source import Script, load, write
 
 FEATURES, CLASSES = 16, 4
 VERSIONS = {"torch": torch.__version__, "source": str(script_source.FORMAT)}

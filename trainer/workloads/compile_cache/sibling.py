@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from trainer.cache.store import Store, Wanted
+from trainer.engines.script_entry import to_entry, to_script
+from trainer.engines.script_source import ScriptError, load
 from trainer.state.compile_ids import CompileIds
-from trainer.strategies.script_entry import to_entry, to_script
-from trainer.strategies.script_source import ScriptError, load
 from trainer.workloads.compile_cache.bodies import VERSIONS, Body, Step, body, compiled, content_of, inputs, step_of
 from trainer.workloads.compile_cache.plan import Plan, Ran
 

@@ -25,10 +25,10 @@ from trainer.cache.folder import default_folder
 from trainer.cache.library import load_library
 from trainer.cache.store import Store, Wanted
 from trainer.config import Config
+from trainer.engines.library import CannotCompile, compile_library, identity
+from trainer.engines.library_calls import FORMAT, SYMBOL, CannotLoad, Description, Library
 from trainer.holders import mechanism
 from trainer.state.compile_ids import COMPILE_IDS, DEFAULT_BITS
-from trainer.strategies.library import CannotCompile, compile_library, identity
-from trainer.strategies.library_calls import FORMAT, SYMBOL, CannotLoad, Description, Library
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Compiler:
 
     def __init__(self, config: Config) -> None:
         asked = config.train.compile_cache
-        self._store = Store(Path(asked) if asked else default_folder())
+        self.store = Store(Path(asked) if asked else default_folder())
         self._ids = COMPILE_IDS[mechanism(config, "compile_ids")](DEFAULT_BITS)
         self.steps: list[CompiledStep] = []
 
@@ -64,15 +64,20 @@ class Compiler:
         entry, library = self._found(id, name, content)
         found = entry is not None
         if entry is None or library is None:
-            entry = self._compiled(id, name, content, graph, example)
-            library = _loaded(entry)
+            with self.store.alone(id) as waited:
+                if waited:
+                    entry, library = self._found(id, name, content)
+                    found = entry is not None
+                if entry is None or library is None:
+                    entry = self._compiled(id, name, content, graph, example)
+                    library = _loaded(entry)
         log.info("compiled step %s: %s", id, f"found, {entry.compile_seconds:.1f} s saved" if found else "compiled")
         off = _distance(library, graph, example)
         self.steps.append(CompiledStep(id, content, entry.content, found, entry.compile_seconds, off))
         return library
 
     def _found(self, id: str, name: str, content: str) -> tuple[Entry | None, Library | None]:
-        entry = self._store.load(id, Wanted(name, content, VERSIONS, LIBRARY))
+        entry = self.store.load(id, Wanted(name, content, VERSIONS, LIBRARY))
         if entry is None:
             return None, None
         try:
@@ -92,7 +97,7 @@ class Compiler:
                 raise CannotCompile(f"The library cannot be written: {error}") from error
             code = path.read_bytes()
         entry = Entry(id, name, SYMBOL, LIBRARY, content, VERSIONS, time.perf_counter() - began, code)
-        self._store.save(entry)
+        self.store.save(entry)
         return entry
 
 

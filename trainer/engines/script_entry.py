@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.cache.entry import GRAPH, Array, Entry
-from trainer.strategies.script_source import Script, ScriptError, bytes_of
+from trainer.engines.script_source import Script, ScriptError, bytes_of
 
 
 def to_entry(

@@ -67,18 +67,8 @@ bool copy(AtenTensorHandle from, AtenTensorHandle to) {
   return true;
 }
 
-} // namespace
-
-extern "C" {
-
-// 0; or i when input i, counted from 1, does not fit; -1 when the run failed; -2 when an output is not what the graph's
-// was.
-int64_t library_call(Frame* frame) {
-  for (int64_t i = 0; i < frame->num_inputs; i++) {
-    if (!on_cpu(borrowed(&frame->given[i])) || !fits(borrowed(&frame->given[i]), borrowed(&frame->expected[i]))) {
-      return i + 1;
-    }
-  }
+// 0, and the outputs' handles; -1 when the run failed, and none.
+int64_t run(Frame* frame) {
   for (int64_t i = 0; i < frame->num_inputs; i++) {
     if (aoti_torch_new_tensor_handle(borrowed(&frame->given[i]), &frame->inputs[i])) {
       while (i-- > 0) {
@@ -88,21 +78,67 @@ int64_t library_call(Frame* frame) {
     }
   }
   // The run deletes the inputs' handles, also when it fails.
-  if (AOTInductorModelRun(frame->model, frame->inputs, frame->outputs)) {
-    return -1;
+  return AOTInductorModelRun(frame->model, frame->inputs, frame->outputs) ? -1 : 0;
+}
+
+} // namespace
+
+extern "C" {
+
+void library_release(Frame* frame);
+
+// 0; or i when input i, counted from 1, does not fit.
+int64_t library_check(const Frame* frame) {
+  for (int64_t i = 0; i < frame->num_inputs; i++) {
+    if (!on_cpu(borrowed(&frame->given[i])) || !fits(borrowed(&frame->given[i]), borrowed(&frame->expected[i]))) {
+      return i + 1;
+    }
   }
-  int64_t status = 0;
-  for (int64_t i = 0; i < frame->num_outputs; i++) {
-    status = copy(frame->outputs[i], borrowed(&frame->results[i])) ? status : -2;
+  return 0;
+}
+
+// A call with inputs that are not looked at, for who has had them checked. 0 or a status as of `library_call`. Puts where
+// each output's elements are into `data`; they last until the frame's next run, or `library_release`.
+int64_t library_run(Frame* frame, void** data) {
+  library_release(frame);
+  int64_t status = run(frame);
+  for (int64_t i = 0; status == 0 && i < frame->num_outputs; i++) {
+    if (!fits(frame->outputs[i], borrowed(&frame->results[i])) ||
+        aoti_torch_get_data_ptr(frame->outputs[i], &data[i])) {
+      status = -2;
+    }
   }
+  return status;
+}
+
+// Deletes what the last run has left.
+void library_release(Frame* frame) {
   for (int64_t i = 0; i < frame->num_outputs; i++) {
     bool deleted = false; // a graph that returns one tensor twice may have one handle for both
     for (int64_t j = 0; j < i; j++) {
       deleted = deleted || frame->outputs[j] == frame->outputs[i];
     }
-    if (!deleted) {
+    if (!deleted && frame->outputs[i] != nullptr) {
       aoti_torch_delete_tensor_object(frame->outputs[i]);
     }
+  }
+  for (int64_t i = 0; i < frame->num_outputs; i++) {
+    frame->outputs[i] = nullptr;
+  }
+}
+
+// 0; or i when input i, counted from 1, does not fit; -1 when the run failed; -2 when an output is not what the graph's
+// was.
+int64_t library_call(Frame* frame) {
+  int64_t status = library_check(frame);
+  if (status == 0) {
+    status = run(frame);
+  }
+  if (status == 0) {
+    for (int64_t i = 0; i < frame->num_outputs; i++) {
+      status = copy(frame->outputs[i], borrowed(&frame->results[i])) ? status : -2;
+    }
+    library_release(frame);
   }
   return status;
 }

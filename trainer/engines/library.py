@@ -1,9 +1,9 @@
 """Compile a captured step ahead of time to a shared library that runs without the interpreter.
 
 AOTInductor writes C++ for a graph of ATen operators: small operators are fused into loops, large ones call PyTorch's
-own. It is asked for the sources only, and they are compiled here, together with library_calls.cpp, to one file that
-holds the graph's constants and, as its last line, what it was compiled for. `trainer/strategies/library_calls.py` loads
-it.
+own. It is given the graph as `graph_passes.py` rewrites it for that, and asked for the sources only. They are compiled
+here, together with library_calls.cpp, to one file that holds the graph's constants and, as its last line, what it was
+compiled for. `trainer/engines/library_calls.py` loads it.
 
 Not the same bits as the step run eagerly: fused loops add in another order and have their own exp and log. The same
 bits in every call and every thread. Compiling a graph again with the same PyTorch and compiler gives the same file.
@@ -27,9 +27,16 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
-from trainer.strategies.library_calls import Description, Place
+from trainer.engines import graph_passes
+from trainer.engines.library_calls import Description, Place
 
 CALLS = Path(__file__).with_name("library_calls.cpp")
+# What a library is made by and with.
+SOURCES = [
+    Path(__file__),
+    CALLS,
+    *(Path(__file__).with_name(f"{name}.py") for name in ("graph_passes", "concatenation")),
+]
 NAME = "step"  # of generated files
 
 
@@ -52,7 +59,7 @@ def compile_library(graph: GraphModule, example: Sequence[Tensor], into: Path) -
 
     Thread-safety: one thread at a time, before replicas start: caches and an environment variable are the process'.
     """
-    compiler = _compiler()
+    compiler = find_compiler()
     description = Description.here(_places("input", example), _places("output", _outputs(graph)))
     into.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{into.name}.", dir=into.parent.absolute()) as folder:
@@ -73,8 +80,9 @@ def identity(graph: GraphModule, example: Sequence[Tensor]) -> str:
     """
     digest = hashlib.sha256(graph.code.encode())
     digest.update(repr(Description.here(_places("input", example), ())).encode())
-    for source in (Path(__file__), CALLS):
+    for source in SOURCES:
         digest.update(source.read_bytes())
+    digest.update(repr(graph_passes.multiplies_bfloat16()).encode())
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             constant = attrgetter(node.target)(graph)
@@ -88,7 +96,8 @@ def _generate(
 ) -> tuple[list[str], dict[str, Any]]:
     """What AOTInductor writes: sources and constants, and what they are to be compiled and linked with."""
     try:
-        found = _written(graph, example, _options(compiler, folder), folder)
+        rewritten = graph_passes.rewritten(graph)
+        found = _written(rewritten, example, _options(rewritten, compiler, folder), folder)
         (flags,) = (path for path in found if path.endswith("_linker_flags.json"))
         files, read = [path for path in found if path.endswith((".cpp", ".o"))], json.loads(Path(flags).read_text())
     except Exception as error:  # of any class
@@ -108,7 +117,9 @@ def _written(graph: GraphModule, example: Sequence[Tensor], options: dict[str, A
         from torch._inductor import aot_compile
         from torch._inductor.utils import fresh_cache
 
-        with fresh_cache(dir=str(folder)):
+        from trainer.engines.concatenation import products_in_place
+
+        with fresh_cache(dir=str(folder)), products_in_place():
             try:
                 found = aot_compile(_bare_copy(graph), tuple(example), options=options)
             except Exception as error:
@@ -119,7 +130,7 @@ def _written(graph: GraphModule, example: Sequence[Tensor], options: dict[str, A
     return [str(path) for path in found]
 
 
-def _options(compiler: str, folder: Path) -> dict[str, Any]:
+def _options(graph: GraphModule, compiler: str, folder: Path) -> dict[str, Any]:
     return {
         "aot_inductor.package": True,
         "aot_inductor.package_cpp_only": True,
@@ -127,6 +138,10 @@ def _options(compiler: str, folder: Path) -> dict[str, Any]:
         "aot_inductor.model_name_for_generated_files": NAME,
         "aot_inductor.metadata": {},  # else it writes to the default, which is everybody's
         "aot_inductor.enable_line_tables": False,  # 1.6 MB instead of 0.4
+        "aot_inductor.precompile_headers": False,  # for a compilation that is not done here
+        # Chosen, it is channels last for every value on the way to a convolution: of Keras' values, whose channels are
+        # the last dimension, it would put another dimension last, and transpose them.
+        "layout_optimization": not graph_passes.keeps_channels_last(graph),
         "compile_threads": 1,  # else it starts processes that stay
         "cpp.cxx": (None, compiler),
         "cpp.threads": torch.get_num_threads(),
@@ -148,6 +163,7 @@ def _build(files: list[str], flags: dict[str, Any], folder: Path, into: Path) ->
         command += [option + each.strip() for each in flags[key]]
     command += [word for argument in flags["passthrough_args"] for word in argument.split()]
     command += [
+        "-fwrapv",  # 32-bit words of a hash are multiplied as signed integers
         f"-ffile-prefix-map={folder}=.",  # another one each time, which would get into the file
         "-Wl,-Bsymbolic",  # every library has functions of these names: it is to call its own
         # The constants' assembler source does not say that it needs no executable stack, so the linker would ask for
@@ -162,7 +178,12 @@ def _build(files: list[str], flags: dict[str, Any], folder: Path, into: Path) ->
         raise CannotCompile(f"{command[0]} does not compile the captured step: {_line(message)}") from error
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """The C++ compiler: $CXX, or g++.
+
+    Raises:
+        CannotCompile: there is none.
+    """
     asked = os.environ.get("CXX") or "g++"
     found = shutil.which(asked)
     if found is None:

@@ -1,6 +1,6 @@
 """A captured step that was compiled to a shared library: loaded and called without the interpreter.
 
-`trainer/strategies/library.py` makes the file that is loaded here. Each thread has a model of its own, in AOTInductor's
+`trainer/engines/library.py` makes the file that is loaded here. Each thread has a model of its own, in AOTInductor's
 sense of the word: the compiled code with its constants, without the pool and the locks of a model *container*. So
 threads never wait for each other inside, however many there are.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 1  # of the description and of `Frame`
+FORMAT = 2  # of the description, of `Frame` and of what a library has besides `library_call`
 SYMBOL = "library_call"
 OUTPUT_CHANGED = -2  # as `library_call` returns it
 
@@ -119,7 +119,10 @@ class Library:
         self.description = description
         self._loaded = loaded
         self._call = loaded[SYMBOL]
-        self._call.restype = ctypes.c_int64
+        self._check = loaded["library_check"]
+        self._call.restype = self._check.restype = ctypes.c_int64
+        self.release = loaded["library_release"]
+        self.run = ctypes.cast(loaded["library_run"], ctypes.c_void_p).value or 0
         self._num_inputs = len(description.inputs)
         # Tensors without memory: all that an input must have in common with them is looked at before each run.
         self._expected = [place.empty("meta") for place in description.inputs]
@@ -151,10 +154,27 @@ class Library:
                 given[index] = tensor._cdata
         status = self._call(caller.frame)
         if status:
-            raise self._error(status, tensors)
+            raise self.error(status, tensors)
         return caller.results
 
-    def _error(self, status: int, tensors: tuple[Tensor, ...]) -> Exception:
+    def bind(self, *tensors: Tensor) -> Bound:
+        """The library with its inputs set for good, for other compiled code to run; by the thread that will run it.
+
+        Raises:
+            TypeError, ValueError: as `__call__` does.
+        """
+        if len(tensors) != self._num_inputs:
+            raise TypeError(f"The library takes {self._num_inputs} tensors; got {len(tensors)}.")
+        caller = _Caller(self._loaded, self._expected, self.description.outputs)
+        for index, tensor in enumerate(tensors):
+            caller.held[index] = tensor
+            caller.given[index] = tensor._cdata
+        status = self._check(caller.frame)
+        if status:
+            raise self.error(status, tensors)
+        return Bound(self, caller)
+
+    def error(self, status: int, tensors: tuple[Tensor, ...]) -> Exception:
         if status > 0:
             index, found = status - 1, tensors[status - 1]
             return ValueError(
@@ -167,6 +187,30 @@ class Library:
         self._loaded.AOTInductorGetLastError(ctypes.byref(message))
         first_line = (message.value or b"").decode(errors="replace").partition("\n")[0]
         return RuntimeError(f"The library's run failed: {first_line}")
+
+
+class Bound:
+    """A library's function of no inputs: those that it has been bound to are read anew at each run.
+
+    Attributes:
+        run: address of the function: of the frame and of room for the outputs' addresses, to 0 or a status. Outputs
+            last until the next run, or `release`.
+        frame: what it is called with.
+
+    Thread-safety: one thread at a time.
+    """
+
+    def __init__(self, library: Library, caller: _Caller) -> None:
+        self._library, self._caller = library, caller
+        self.run, self.frame = library.run, caller.frame
+
+    def release(self) -> None:
+        """Delete what the last run has left."""
+        self._library.release(self.frame)
+
+    def error(self, status: int) -> Exception:
+        """What a status other than 0 means."""
+        return self._library.error(status, tuple(each for each in self._caller.held if each is not None))
 
 
 def load(path: Path) -> Library:

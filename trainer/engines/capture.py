@@ -20,7 +20,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 if TYPE_CHECKING:
-    from trainer.strategies.compiled import Compiler
+    from trainer.engines.compiler import Compiler
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _compiled(
     if compiler is None:
         return None
     # Here, for only `engine=inductor` needs it.
-    from trainer.strategies.library import CannotCompile
+    from trainer.engines.library import CannotCompile
 
     try:
         return Captured(compiler.compile(name, graph, example), "inductor")

@@ -1,0 +1,186 @@
+"""What hosts replicas that are threads over one shared vector, whatever runs their loop."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+
+from trainer.audit.records import Floats, Reference, RunRecord
+from trainer.config import Config
+from trainer.holders import holder, mechanism
+from trainer.strategies.batches import batch_of
+from trainer.strategies.hosting import (
+    StopFlag,
+    Watcher,
+    complete_references,
+    evaluate,
+    expect,
+    joint_samples,
+    reference_steps,
+)
+from trainer.strategies.replica_threads import ReplicaThreads
+from trainer.strategies.steps import Steps
+from trainer.updates.shared_vector import SharedVector
+from trainer.workloads.train import Training
+
+
+class ThreadHost(ABC):
+    """Built and run by the main thread, with the precision mode turned on if that is main's to do.
+
+    Attributes:
+        to_evaluate: step and weights (float32, [read_size] or more) that a replica wants evaluated.
+        references: what replicas have kept for the audit, a list each.
+        ended: replicas are to begin no further step.
+
+    Args:
+        steps: captured already, or the class of those that are to be captured.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        training: Training,
+        record: RunRecord,
+        watcher: Watcher,
+        stop: StopFlag,
+        shared: SharedVector,
+        steps: Steps | type[Steps],
+    ) -> None:
+        self.config, self.training, self.record = config, training, record
+        self.watcher, self.stop, self.shared = watcher, stop, shared
+        self.reference_steps, record.references_skipped = reference_steps(config, training.layout)
+        self.steps = steps if isinstance(steps, Steps) else steps(config, training)
+        record.engine, record.compiled = self.steps.engine, self.steps.compiled
+        self.first_by_main = mechanism(config, "first_call") == "before_start"
+        self.runners = [training.precision.hand_over() for _ in range(training.num_replicas)]
+        self.to_evaluate: queue.SimpleQueue[tuple[int, Floats]] = queue.SimpleQueue()
+        self.references: list[list[Reference]] = [[] for _ in range(training.num_replicas)]
+        self.ended = threading.Event()
+
+    @abstractmethod
+    def take_steps(self, own: int) -> None:
+        """All steps of one replica, by its thread, until `ended`."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Wake replicas that wait for each other."""
+
+    @abstractmethod
+    def make_first_call(self) -> None:
+        """So that no replica's call of the step is the first one."""
+
+    def run(self) -> None:
+        """Run the replicas freely."""
+        threads = ReplicaThreads(
+            self.record,
+            self.replica,
+            self.ended,
+            abort=self.abort,
+            report=self.report,
+            stop=self.stop,
+            stall_seconds=self.config.train.stall_seconds,
+        )
+        self.begin()
+        threads.run()
+        self.record.duration_seconds = threads.seconds
+        self.finish()
+        if not self.stop.is_set():
+            self._evaluate(self.config.train.steps, self.shared.plain.numpy())
+            self.complete()
+
+    def begin(self, *, again: bool = False) -> None:
+        """What comes before the replicas' first steps.
+
+        Args:
+            again: an earlier run in this process had the same steps, so that their first call was made.
+        """
+        if self.first_by_main:
+            self.record.first_calls = 1
+            if not again:
+                self.make_first_call()
+        if not self.training.derived:
+            torch.manual_seed(self.training.seed)
+            self.record.settings_asked = {**self.record.settings_asked, "torch seed": str(self.training.seed)}
+
+    def replica(self, own: int) -> None:
+        """The body of one replica's thread."""
+        self.runners[own](lambda: self.take_steps(own))
+
+    def finish(self) -> None:
+        """Put down what the replicas have left."""
+        self.record.copies = self.shared.plain.numpy()[np.newaxis].copy()
+        self.record.references = sorted(
+            (reference for own in self.references for reference in own), key=lambda r: (r.step, r.replica_id)
+        )
+
+    def complete(self) -> None:
+        """Compute again what the audit holds the replicas' gradients to."""
+        if self.training.audited:
+            self._expect()
+            with torch.no_grad():
+                complete_references(self.record, self._recompute, self._joint)
+
+    def evaluates_at(self, step: int) -> bool:
+        every = self.config.train.evaluate_every
+        return every > 0 and step > 0 and step % every == 0
+
+    def report(self) -> None:
+        self.watcher.progress(self.record)
+        if self.training.audited:
+            # Read while replicas write: what is under way may be missing from `kept`.
+            kept = self.training.layout.kept(self.shared.plain.numpy())
+            self.watcher.kept(self.record.steps_done, float(kept.sum()), sum(self.shared.commits))
+        while not self.to_evaluate.empty():
+            self._evaluate(*self.to_evaluate.get())
+
+    def _evaluate(self, step: int, vector: Floats) -> None:
+        def predict(x: Floats) -> Floats:
+            with torch.no_grad():
+                logits: Floats = self.training.predict(prefix, torch.from_numpy(x)).numpy()
+            return logits
+
+        prefix = torch.from_numpy(vector[: self.training.layout.read_size])
+        evaluation = evaluate(step, predict, self.training.dataset.test_x, self.training.dataset.test_y)
+        self.record.evaluations.append(evaluation)
+        self.watcher.evaluated(evaluation)
+
+    def _expect(self) -> None:
+        """Put down what the audit holds batches and random numbers to."""
+        training, record = self.training, self.record
+        expect(record, training)
+        if self.steps.captures and holder(self.config, "precision").safe != "always":
+            record.frozen = "main captured the step for each dtype: changes of mode inside it do not reach the layers"
+        if training.draws and not training.derived:
+            record.expected_words = self._words_in_turn(self.config.train.steps)
+
+    def _words_in_turn(self, steps: int) -> Floats:
+        """What each step would have drawn from the shared generator, had replicas come in turn."""
+        generator = torch.Generator().manual_seed(self.training.seed)
+        words = np.full((self.training.num_replicas, steps, 2), -1, np.float32)
+        for step in range(steps):
+            for own in range(self.training.num_trainers):
+                for index, drawn in enumerate(self.training.draws):
+                    assert drawn.batch is not None
+                    shape = (drawn.batch, drawn.num_elements)
+                    found = torch.randint(0, 2**32, shape, dtype=torch.int64, generator=generator)
+                    if not index:
+                        words[own, step] = (found[[0, -1], 0] >> 8).numpy()
+        return words
+
+    def _recompute(self, reference: Reference) -> Floats:
+        own, samples = reference.replica_id, batch_of(self.training.batches, reference.batch)
+        return self.steps.again(
+            own, reference.snapshot, reference.step, samples, self.steps.positions(own), reference.asked
+        )
+
+    def _joint(self, reference: Reference) -> Floats:
+        """The gradient of the batches that the training replicas used at the reference's step, taken as one."""
+        samples = torch.from_numpy(joint_samples(self.record, self.training, reference.step)).to(torch.int64)
+        positions = torch.arange(len(samples), dtype=torch.int32)
+        return self.steps.again(
+            reference.replica_id, reference.snapshot, reference.step, samples, positions, reference.asked
+        )
