@@ -4,15 +4,19 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 # Overrides for `make train`, as in `make train ARGS="strategy=mirrored num_replicas=4"`; none at all is the tour.
+# Options for `make bench`, as in `make bench ARGS="--models mlp"`; none at all is what the goals need.
 ARGS ?=
 
-.PHONY: train test check clean
+.PHONY: train test check bench clean
 
 train: $(READY)
 	@$(BIN)/python -m trainer $(ARGS)
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(READY)
+	$(BIN)/python scripts/bench.py $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -29,22 +29,26 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from trainer.config import Cnn, Config, Linear, Mlp, Precision, Synthetic, Train, Transformer
-from trainer.strategies import capture, steps
-from trainer.strategies.library import compile_library
-from trainer.strategies.library_calls import load
+from trainer.engines import capture
+from trainer.engines.library import compile_library
+from trainer.engines.library_calls import load
+from trainer.strategies import steps
 from trainer.workloads.train import Training
 
 Step = Callable[..., Any]
 BATCHES = 64  # different ones, so that not every input is the last call's
 CALLS = 20  # between looks at the clock
+IMAGES: dict[str, Any] = {"data": Synthetic(shape=[28, 28, 1]), "train": Train(batch_size=64)}
 MODELS: dict[str, dict[str, Any]] = {
     "linear": {"model": Linear()},
     "mlp": {"model": Mlp()},
     "mlp_dropout": {"model": Mlp(dropout=0.25)},
-    "mlp_large": {"model": Mlp(hidden=[512, 512]), "data": Synthetic(shape=[784]), "train": Train(batch_size=64)},
+    "mlp_large": {"model": Mlp(hidden=[512, 512]), **IMAGES},
     "cnn_none": {"model": Cnn(normalization="none", dropout=0.0)},
     "cnn_batch": {"model": Cnn(normalization="batch")},
     "cnn_group": {"model": Cnn(normalization="group")},
+    "images_none": {"model": Cnn(normalization="none", dropout=0.0), **IMAGES},
+    "images_batch": {"model": Cnn(), **IMAGES},
     "transformer": {"model": Transformer(dropout=0.0)},
     "transformer_dropout": {"model": Transformer()},
 }
