@@ -81,7 +81,7 @@ class Hosted:
             self.vector,
             batch_size=BATCH,
             row_size=2,
-            keeps_total=update.joint,
+            keeps=True,
             spins=False,
         )
         self.kept_alive: list[Any] = []
@@ -95,7 +95,7 @@ class Hosted:
             found[each.span] = random.normal(size=each.size)
         return found
 
-    def run(self, own: int, first: int, steps: int, **how: bool) -> Taken:
+    def run(self, own: int, first: int, steps: int, **how: Any) -> Taken:
         return self.loop.run(own, first, np.full((steps, BATCH), own, np.int64), **how)
 
     def _join(self, own: int, update: Update, body: Body) -> None:
@@ -260,11 +260,10 @@ def test_all_reduce_sums_in_the_order_of_replicas_and_scales_once(loaded: ctypes
     expected = SharedVector(hosted.vector, hosted.layout, OPTIMIZERS[rule])
     replicas = [expected.replica(own, whole=False) for own in range(num_replicas)]
     joint = JointUpdate(expected, replicas, 1 / 3)
-    taken = together(
-        *(lambda own=own: hosted.run(own, 0, steps, keeps=True, keeps_total=True) for own in range(num_replicas))
-    )
+    taken = together(*(lambda own=own: hosted.run(own, 0, steps, kept=[1, 3]) for own in range(num_replicas)))
+    before = []
     for step in range(steps):
-        before = expected.plain.numpy().copy()
+        before.append(expected.plain.numpy()[: hosted.layout.read_size].copy())
         for replica in replicas:
             replica.contribution = torch.from_numpy(hosted.contribution(replica.replica_id, step))
         for replica in replicas:
@@ -274,11 +273,12 @@ def test_all_reduce_sums_in_the_order_of_replicas_and_scales_once(loaded: ctypes
     _hold(hosted, expected, rule)
     assert hosted.layout.kept(hosted.vector).tolist() == [steps] * num_replicas
     value = hosted.layout.is_value[: hosted.layout.read_size]
-    sums = sum(hosted.contribution(own, steps - 1).astype(np.float64) for own in range(num_replicas))
-    np.testing.assert_allclose(hosted.loop.total[value], sums[value], rtol=1e-5, atol=1e-6)
     for own, each in enumerate(taken):
-        np.testing.assert_allclose(each.kept, before[: hosted.layout.read_size], rtol=1e-5)
-        assert (each.contribution == hosted.contribution(own, steps - 1)).all()
+        for index, step in enumerate([1, 3]):
+            np.testing.assert_allclose(each.snapshots[index], before[step], rtol=1e-5, atol=1e-7)
+            assert (each.contributions[index] == hosted.contribution(own, step)).all()
+            sums = sum(hosted.contribution(other, step).astype(np.float64) for other in range(num_replicas))
+            np.testing.assert_allclose(each.totals[index][value], sums[value], rtol=1e-5, atol=1e-6)
         assert each.rows.tolist() == [[own, step] for step in range(steps)]
         assert each.notes.tolist() == [[step * num_replicas, 0] for step in range(steps)]
 
@@ -304,6 +304,22 @@ def test_stop_ends_a_replica_that_waits_and_one_that_goes_on(loaded: ctypes.CDLL
     taken, _ = together(lambda: hosted.run(0, 0, 1_000_000), stopped)
     assert len(taken.rows) == len(taken.notes) < 1_000_000
     assert len(hosted.run(1, 0, 3).rows) == 0
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "all_reduce"])
+def test_what_is_kept_of_a_step_is_what_its_gradient_was_computed_from(loaded: ctypes.CDLL, mode: str) -> None:
+    read_by: list[Floats] = []
+
+    def body(own: int, step: int, read: Floats) -> int:
+        read_by.append(read.copy())
+        return 0
+
+    hosted = Hosted(loaded, Update(mode), OPTIMIZERS["momentum"], 1, body)
+    taken = hosted.run(0, 0, 5, kept=[0, 2, 4])
+    for index, step in enumerate([0, 2, 4]):
+        assert taken.snapshots[index].tobytes() == read_by[step].tobytes()
+        assert (taken.contributions[index] == hosted.contribution(0, step)).all()
+    assert not len(taken.totals)
 
 
 def test_a_step_that_fails_is_told_with_its_status(loaded: ctypes.CDLL) -> None:

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 CALL_SECONDS = 0.1  # what one call should take, so that progress shows and Ctrl-C is heeded
 FIRST_STEPS = 8
+KEPT_BYTES = 64 * 2**20  # of vectors that one call keeps
 NAMES = {READ: "read snapshot", WRITE: "write", UPDATE: "update"}  # of spans that are not called by their kind
 JOINT = ("all_reduce", "unscaled_sum")
 
@@ -117,7 +118,7 @@ class NativeThreads(ThreadHost):
             self.shared.plain.numpy(),
             batch_size=training.batch_size,
             row_size=row.shape[0],
-            keeps_total=self.update.joint and training.audited,
+            keeps=bool(self.reference_steps) or config.train.evaluate_every > 0,
             spins=training.num_replicas * torch.get_num_threads() <= cores(),
         )
         record.engine = "native"
@@ -149,11 +150,15 @@ class NativeThreads(ThreadHost):
             compare_settings(self.record, own)
 
     def _next_stop(self, first: int, last: int) -> int:
-        """Where a call that begins at `first` ends: by `last`, or after a step of which something is kept."""
-        every, traced = self.config.train.evaluate_every, self.config.audit.trace_steps
+        """Where a call that begins at `first` ends: by `last`, where no further step is traced, or enough is kept."""
+        traced = self.config.audit.trace_steps
         last = min(last, self.config.train.steps, traced if first < traced else last)
-        kept = (step for step in range(first, last) if step in self.reference_steps or (every and step % every == 0))
-        return next((step + 1 for step in kept), last)
+        most = max(1, KEPT_BYTES // (3 * 4 * self.training.layout.read_size))
+        return min([last, *(step + 1 for step in self._kept(first, last)[most - 1 : most])])
+
+    def _kept(self, first: int, last: int) -> list[int]:
+        """The steps whose vectors are kept; the same for all replicas."""
+        return [step for step in range(first, last) if step in self.reference_steps or self.evaluates_at(step)]
 
     def _join(self, own: int) -> None:
         training, inputs = self.training, self._inputs[own]
@@ -184,28 +189,18 @@ class NativeThreads(ThreadHost):
 
     def _take_some(self, own: int, recorder: Recorder, first: int, last: int) -> None:
         entry = self.training.precision.current()
-        refers = last - 1 in self.reference_steps
-        evaluates = own == 0 and self.evaluates_at(last - 1)
+        kept = self._kept(first, last)
         with self._told(own, first, DATA, "look batches up"):
             samples = np.ascontiguousarray(self.training.batches.indices(first, last)[:, own], np.int64)
         try:
-            taken = self.loop.run(
-                own,
-                first,
-                samples,
-                keeps=refers or evaluates,
-                keeps_total=refers and self.update.joint,
-                num_spans=self._room(own, first),
-            )
+            taken = self.loop.run(own, first, samples, kept=kept, num_spans=self._room(own, first))
         except LoopFailed as failed:
             bound = self._inputs[own].bound
             raise (failed if bound is None else bound.error(failed.status)) from failed
         if len(taken.rows) < last - first:
             return  # stopped
-        if refers:  # before the next step takes the contribution's place
-            self._refer(own, last - 1, taken)
-        if evaluates and taken.kept is not None:
-            self.to_evaluate.put((last - 1, taken.kept))
+        for index, step in enumerate(kept):
+            self._keep(own, step, taken, index)
         self._spans[own] += [
             Span(own, step, KINDS[kind], NAMES.get(KINDS[kind], KINDS[kind]), start, stop)
             for step, kind, start, stop in taken.spans.tolist()
@@ -213,15 +208,16 @@ class NativeThreads(ThreadHost):
         with self._told(own, first, LOGGING, "read rows off"):
             self._note(own, recorder, first, taken, entry)
 
-    def _refer(self, own: int, step: int, taken: Taken) -> None:
-        """Keep what the audit compares gradients by."""
-        training = self.training
-        if own < training.num_trainers and taken.kept is not None:
-            contribution = taken.contribution.copy()
-            applied = self.loop.total * np.float32(self.update.scale) if self.update.joint else contribution.copy()
+    def _keep(self, own: int, step: int, taken: Taken, index: int) -> None:
+        """Give the main thread what it evaluates, and the audit what it compares gradients by."""
+        training, snapshot, contribution = self.training, taken.snapshots[index], taken.contributions[index]
+        if own == 0 and self.evaluates_at(step):
+            self.to_evaluate.put((step, snapshot))
+        if step in self.reference_steps and own < training.num_trainers:
+            applied = taken.totals[index] * np.float32(self.update.scale) if self.update.joint else contribution
             batch = step * training.num_replicas + own
             self.references[own].append(
-                Reference(own, step, taken.kept, contribution, applied, batch=batch, asked=training.asked[own])
+                Reference(own, step, snapshot, contribution, applied, batch=batch, asked=training.asked[own])
             )
 
     def _note(self, own: int, recorder: Recorder, first: int, taken: Taken, entry: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -26,6 +27,8 @@ from trainer.strategies.replica_threads import ReplicaThreads
 from trainer.strategies.steps import Steps
 from trainer.updates.shared_vector import SharedVector
 from trainer.workloads.train import Training
+
+TELLS_AFTER = 19  # times what telling took before it is done again
 
 
 class ThreadHost(ABC):
@@ -60,6 +63,7 @@ class ThreadHost(ABC):
         self.to_evaluate: queue.SimpleQueue[tuple[int, Floats]] = queue.SimpleQueue()
         self.references: list[list[Reference]] = [[] for _ in range(training.num_replicas)]
         self.ended = threading.Event()
+        self._reports_again = 0.0
 
     @abstractmethod
     def take_steps(self, own: int) -> None:
@@ -129,13 +133,22 @@ class ThreadHost(ABC):
         return every > 0 and step > 0 and step % every == 0
 
     def report(self) -> None:
+        goes_on = self.record.steps_done < self.config.train.steps and not self.stop.is_set()
+        if not goes_on or time.perf_counter() >= self._reports_again:
+            self._tell()
+        while not self.to_evaluate.empty():
+            self._evaluate(*self.to_evaluate.get())
+
+    def _tell(self) -> None:
+        """Tell how the run goes, in a twentieth of the time at most: what writes rows takes the GIL, and a core."""
+        began = time.perf_counter()
         self.watcher.progress(self.record)
         if self.training.audited:
             # Read while replicas write: what is under way may be missing from `kept`.
             kept = self.training.layout.kept(self.shared.plain.numpy())
             self.watcher.kept(self.record.steps_done, float(kept.sum()), sum(self.shared.commits))
-        while not self.to_evaluate.empty():
-            self._evaluate(*self.to_evaluate.get())
+        ended = time.perf_counter()
+        self._reports_again = ended + TELLS_AFTER * (ended - began)
 
     def _evaluate(self, step: int, vector: Floats) -> None:
         def predict(x: Floats) -> Floats:

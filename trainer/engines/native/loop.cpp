@@ -37,6 +37,8 @@ enum Mode : int64_t { // as MODES in loop.py has them
 // Kinds of spans, as KINDS in loop.py has them.
 enum Doing : int64_t { STEP, DATA, COMPUTE, LOCK_WAIT, CRITICAL_SECTION, BARRIER_WAIT, READ, WRITE, UPDATE, LOGGING };
 
+constexpr int64_t MOST_FETCHED = 128 * 1024; // floats: half a megabyte, which a core's own cache has room for
+
 enum Status : int64_t { DONE = 0, STOPPED = 1, FAILED = 2 };
 
 } // namespace
@@ -71,9 +73,12 @@ struct Chunk {
   int64_t* notes; // [num_steps, 2]: version, staleness
   Span* spans; // room for some, or nullptr; what finds none is not told
   int64_t spans_left;
-  float* kept; // float32 [read_size]: what the last step's gradient was computed from, or nullptr
-  int64_t keeps_total; // whether the last step's sum of contributions is to be put into `total`
-  const float* contribution; // out: the last step's
+  // Of which steps, upwards, what follows is wanted; float32 [num_kept, read_size] each.
+  const int64_t* kept_steps;
+  int64_t num_kept;
+  float* snapshots; // what the gradient was computed from
+  float* contributions;
+  float* totals; // the sum over replicas, where they update together; else nullptr
   int64_t done; // out: steps
   int64_t step_status; // out: the compiled step's, where it failed
 };
@@ -96,9 +101,8 @@ struct alignas(CACHE_LINE) Replica {
   const float* contribution = nullptr;
   const float* row = nullptr;
   int64_t version = 0, staleness = 0;
-  bool keeps_total = false;
   int64_t step_status = 0;
-  float* kept = nullptr;
+  float* kept = nullptr; // where the snapshot of this step goes
 
   // Where spans go, if anybody asks.
   Span* spans = nullptr;
@@ -177,36 +181,46 @@ class Loop {
     Replica& replica = replicas_[own];
     replica.spans = chunk.spans;
     replica.spans_left = chunk.spans_left;
-    int64_t status = DONE;
+    int64_t status = DONE, kept_index = 0;
     for (; chunk.done < chunk.num_steps && status == DONE; chunk.done += status == DONE) {
-      status = stopped_.load(std::memory_order_relaxed) ? STOPPED : run_step(replica, chunk);
+      status = stopped_.load(std::memory_order_relaxed) ? STOPPED : run_step(replica, chunk, kept_index);
     }
     chunk.spans_left = replica.spans_left;
     chunk.step_status = replica.step_status;
-    chunk.contribution = replica.contribution;
     return status;
   }
 
  private:
-  int64_t run_step(Replica& replica, const Chunk& chunk) {
+  int64_t run_step(Replica& replica, const Chunk& chunk, int64_t& kept_index) {
     const int64_t done = chunk.done;
-    const bool last = done == chunk.num_steps - 1;
     *replica.number = chunk.first + done;
     Timed timed(replica, STEP);
     {
       Timed data(replica, DATA);
       std::memcpy(replica.samples, chunk.samples + done * task_.batch_size, task_.batch_size * sizeof(int64_t));
     }
-    replica.kept = last ? chunk.kept : nullptr;
-    replica.keeps_total = last && chunk.keeps_total;
+    const bool keeps = kept_index < chunk.num_kept && chunk.kept_steps[kept_index] == *replica.number;
+    replica.kept = keeps ? chunk.snapshots + kept_index * task_.read_size : nullptr;
     if (!step(replica)) {
       return replica.step_status != 0 ? FAILED : STOPPED;
     }
     Timed logging(replica, LOGGING);
+    if (keeps) {
+      keep(replica, chunk, kept_index++);
+    }
     std::memcpy(chunk.rows + done * task_.row_size, replica.row, task_.row_size * sizeof(float));
     chunk.notes[2 * done] = replica.version;
     chunk.notes[2 * done + 1] = replica.staleness;
     return DONE;
+  }
+
+  // Nobody writes to `total` before this replica, too, has reached the barrier of the next step that is kept.
+  void keep(const Replica& replica, const Chunk& chunk, int64_t index) {
+    const int64_t at = index * task_.read_size, size = task_.read_size * sizeof(float);
+    std::memcpy(chunk.contributions + at, replica.contribution, size);
+    if (chunk.totals != nullptr) {
+      std::memcpy(chunk.totals + at, task_.total, size);
+    }
   }
 
   // The update modes. Each is one step; false where it did not come to its end.
@@ -240,6 +254,7 @@ class Loop {
   // Safe: nobody writes outside the barriers, so the vector itself is what is read. `unscaled_sum` has another scale.
   bool all_reduce(Replica& replica) {
     replica.version = landed();
+    fetch_ahead();
     if (!compute(replica)) {
       return false;
     }
@@ -381,6 +396,15 @@ class Loop {
     std::memcpy(replica.snapshot, task_.vector, task_.snapshot_size * sizeof(float));
   }
 
+  // What others have written stands in their caches. Asked for line by line in the middle of a matrix product it costs a
+  // small model more than the product; all at once, little. What is larger than a cache would be gone again when needed.
+  void fetch_ahead() const {
+    constexpr int64_t FLOATS_A_LINE = CACHE_LINE / sizeof(float);
+    for (int64_t at = 0; at < task_.read_size && task_.read_size <= MOST_FETCHED; at += FLOATS_A_LINE) {
+      __builtin_prefetch(task_.vector + at);
+    }
+  }
+
   void copy_variable(Replica& replica, int64_t variable) {
     Timed timed(replica, READ);
     for (int64_t at = task_.variables[variable]; at < task_.variables[variable + 1]; at++) {
@@ -463,7 +487,7 @@ class Loop {
   // The sum over all replicas, scaled and applied, for this replica's share of the vector.
   void add_share(Replica& replica) {
     Timed timed(replica, UPDATE);
-    float* total = replica.keeps_total ? task_.total : nullptr;
+    float* total = replica.kept != nullptr ? task_.total : nullptr;
     const Pieces share = cut(task_.pieces, task_.shares, replica.own);
     sweep(task_.optimizer, everybodys(total), share.first, share.num, task_.vector, task_.vector, task_.vector, BOTH);
   }

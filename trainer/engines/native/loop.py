@@ -80,15 +80,17 @@ class Taken:
         notes: int64 [steps, 2], version and staleness of each.
         spans: int64 [spans, 4], as many as there was room for: step, index in `KINDS`, and from when to when, in
             nanoseconds of `time.perf_counter_ns`.
-        kept: float32 [read_size], what the last step's gradient was computed from, where it was asked for.
-        contribution: float32 [read_size], the last step's; the replica's next step takes its place.
+        snapshots: float32 [kept, read_size], what the gradients of the steps that are kept were computed from.
+        contributions: as `snapshots`, what they came to.
+        totals: as `snapshots`, the sums of all replicas' contributions; empty where they do not update together.
     """
 
     rows: Floats
     notes: Integers
     spans: Integers
-    kept: Floats | None
-    contribution: Floats
+    snapshots: Floats
+    contributions: Floats
+    totals: Floats
 
 
 class LoopFailed(RuntimeError):
@@ -105,11 +107,8 @@ class NativeLoop:
     Args:
         loaded: loop.cpp, compiled.
         vector: float32 [layout.size], the shared vector; written in place.
-        keeps_total: whether `total` is ever asked for.
+        keeps: whether steps are ever kept.
         spins: whether every replica has a core, so that who waits at the barrier may do so awake for a while.
-
-    Attributes:
-        total: float32 [read_size], the sum of all replicas' contributions, of the last step that was to keep it.
 
     Thread-safety: built by the main thread; then each replica calls `join` once and `run` for itself, and anybody
     calls `stop`. It must outlive the threads that are in it.
@@ -125,19 +124,21 @@ class NativeLoop:
         *,
         batch_size: int,
         row_size: int,
-        keeps_total: bool,
+        keeps: bool,
         spins: bool,
     ) -> None:
         self._loaded = loaded
         self._layout, self._row_size = layout, row_size
-        self.total = np.zeros(layout.read_size if keeps_total else 0, np.float32)
+        self._joint = update.joint and keeps
+        total = np.zeros(layout.read_size if self._joint else 0, np.float32)
         shares = [*layout.shares(layout.num_replicas), *layout.shares(1)]
         pieces, cuts = _cut([_pieces(layout, share) for share in shares], layout, counted=len(shares) - 1)
         variables = [_pieces(layout, share) for share in layout.variables()]
         if optimizer.counts:
             variables.append([])
         of_variables, variable_cuts = _cut(variables, layout, counted=len(layout.variables()))
-        self._arrays = (vector, pieces, cuts, of_variables, variable_cuts)  # of which the task has the addresses only
+        # The task has no more than their addresses.
+        self._arrays = (vector, total, pieces, cuts, of_variables, variable_cuts)
         task = _Task(
             mode=MODES.index(update.mode),
             num_replicas=layout.num_replicas,
@@ -149,7 +150,7 @@ class NativeLoop:
             scale=update.scale,
             statistics_scale=update.statistics_scale,
             vector=_address(vector),
-            total=_address(self.total) if keeps_total else None,
+            total=_address(total) if self._joint else None,
             pieces=_address(pieces),
             shares=_address(cuts),
             num_variables=len(variables),
@@ -187,14 +188,13 @@ class NativeLoop:
         first: int,
         samples: Integers,
         *,
-        keeps: bool = False,
-        keeps_total: bool = False,
+        kept: Sequence[int] = (),
         num_spans: int = 0,
     ) -> Taken:
         """Take steps `first` and on, one for each row of `samples`, int64 [steps, batch_size]; fewer once stopped.
 
         Args:
-            keeps: whether the last step's snapshot is wanted; keeps_total: the sum of contributions.
+            kept: numbers of steps of which vectors are wanted, upwards. Replicas that update together keep the same.
             num_spans: how many there is to be room for, of what the replica did when.
 
         Raises:
@@ -203,7 +203,9 @@ class NativeLoop:
         steps, read_size = len(samples), self._layout.read_size
         rows, notes = np.empty((steps, self._row_size), np.float32), np.empty((steps, 2), np.int64)
         told = np.empty((num_spans, 4), np.int64)
-        kept = np.empty(read_size, np.float32) if keeps else None
+        wanted = np.array(kept, np.int64)
+        snapshots, contributions = (np.empty((len(kept), read_size), np.float32) for _ in range(2))
+        totals = np.empty_like(snapshots if self._joint else snapshots[:0])
         chunk = _Chunk(
             first=first,
             num_steps=steps,
@@ -212,19 +214,17 @@ class NativeLoop:
             notes=_address(notes),
             spans=_address(told),
             spans_left=num_spans,
-            kept=None if kept is None else _address(kept),
-            keeps_total=keeps_total,
+            kept_steps=_address(wanted),
+            num_kept=len(wanted),
+            snapshots=_address(snapshots),
+            contributions=_address(contributions),
+            totals=_address(totals) if self._joint else None,
         )
         status = self._run(self._loop, ctypes.c_int64(own), ctypes.byref(chunk))
         if status == FAILED:
             raise LoopFailed(chunk.step_status)
-        contribution = np.empty(0, np.float32)
-        if status == DONE:
-            contribution = np.ctypeslib.as_array(
-                ctypes.cast(chunk.contribution, ctypes.POINTER(ctypes.c_float)), (read_size,)
-            )
         done = slice(0, chunk.done)
-        return Taken(rows[done], notes[done], told[: num_spans - chunk.spans_left], kept, contribution)
+        return Taken(rows[done], notes[done], told[: num_spans - chunk.spans_left], snapshots, contributions, totals)
 
     def stop(self) -> None:
         """Have every replica end before its next step, or at the barrier where it waits."""
@@ -285,9 +285,11 @@ class _Chunk(ctypes.Structure):
         ("notes", ctypes.c_void_p),
         ("spans", ctypes.c_void_p),
         ("spans_left", ctypes.c_int64),
-        ("kept", ctypes.c_void_p),
-        ("keeps_total", ctypes.c_int64),
-        ("contribution", ctypes.c_void_p),
+        ("kept_steps", ctypes.c_void_p),
+        ("num_kept", ctypes.c_int64),
+        ("snapshots", ctypes.c_void_p),
+        ("contributions", ctypes.c_void_p),
+        ("totals", ctypes.c_void_p),
         ("done", ctypes.c_int64),
         ("step_status", ctypes.c_int64),
     )
