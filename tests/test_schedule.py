@@ -43,7 +43,7 @@ from trainer.state.layout import plan
 from trainer.state.precision import PRECISION_HOLDERS
 from trainer.state.random_numbers import Generated
 from trainer.state.synchronized import Synchronized
-from trainer.strategies.threads import draw
+from trainer.strategies.steps import draw
 
 WAIT = 30.0
 
