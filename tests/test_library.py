@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from trainer.config import Cnn, Config, Mlp, Precision, Train
-from trainer.engines import capture
+from trainer.engines import capture, compiler
 from trainer.engines.library import CannotCompile, compile_library, identity
 from trainer.engines.library_calls import FORMAT, SYMBOL, CannotLoad, Description, Library, load
 from trainer.strategies import steps
@@ -144,6 +144,20 @@ def test_a_library_has_the_graphs_outputs(small: Compiled) -> None:
 
 
 @pytest.mark.slow
+def test_a_library_that_draws_is_compared_with_the_same_draws_and_takes_nothing_from_the_generator(
+    tmp_path: Path,
+) -> None:
+    def drawn(x: Tensor) -> tuple[Tensor]:
+        return (x + torch.randint(0, 1000, x.shape),)
+
+    own = _compiled(drawn, (torch.zeros(64),), tmp_path)
+    before = torch.get_rng_state()
+    assert compiler._distance(own.library, own.graph, own.example) == 0
+    assert torch.equal(torch.get_rng_state(), before)
+    twice = make_fx(lambda x: (drawn(x)[0] + drawn(x)[0],))(*own.example)
+    assert compiler._distance(own.library, twice, own.example) > 0.1
+
+
 def test_inputs_may_lie_anywhere_in_their_storage(small: Compiled) -> None:
     x, index = _random(0)
     expected = [output.clone() for output in small.library(x, index)]
