@@ -30,7 +30,7 @@ MISTAKES = [
     (["hydra.run.dri=x"], "hydra.run.dri is not a key of Hydra's own configuration. `--cfg hydra` shows it."),
     (["model.filters=[3]"], "model.filters is a key of model=cnn only. Add model=cnn, or leave the key out."),
     (["model.name=cnn"], "model.name=cnn does not choose an option. Write model=cnn."),
-    (["strategy=thread"], "strategy must be one of mirrored, threads; got 'thread'. Did you mean 'threads'?"),
+    (["strategy=thread"], "strategy must be one of ddp, mirrored, threads; got 'thread'. Did you mean 'threads'?"),
     (["model=null"], "a group takes the name of one of its options, as in model=mlp; got null. --help lists them."),
     (["model=[mlp,cnn]"], "model takes one option; got several. To run each, add -m and write model=A,B."),
     (["~model"], f"model must be one of {', '.join(OPTIONS['model'])}; got nothing."),
@@ -61,7 +61,7 @@ MISTAKES = [
         f"train.stps {NOT_A_KEY} Did you mean 'train.steps'? --help lists the keys.",
     ),
     (["-m", "num_replicas=1,two"], "num_replicas takes a whole number; got 'two'."),
-    (["-m", "strategy=threads,bogus"], "strategy must be one of mirrored, threads; got 'bogus'."),
+    (["-m", "strategy=threads,bogus"], "strategy must be one of ddp, mirrored, threads; got 'bogus'."),
     (["-m", "num_replicas=1,2", "train.steps=0"], "train.steps must be at least 1; got 0."),
     (["-m", "experiment=glob(nothing_*)"], "the sweep has no runs: a glob fits no option. --help lists them."),
     (

@@ -10,6 +10,7 @@ import pytest
 
 from trainer.audit.guarantees import GUARANTEES, checkable
 from trainer.config import (
+    ONE_PROCESS,
     OPTIONS,
     Adam,
     Audit,
@@ -198,7 +199,7 @@ def test_the_defaults_keep_every_rule() -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("strategy", OPTIONS["strategy"])
 def test_a_mode_is_refused_exactly_where_it_cannot_be_hosted(strategy: str, mode: str) -> None:
-    config = Config(strategy=Strategy(strategy), update_mode=UpdateMode(mode))
+    config = Config(strategy=OPTIONS["strategy"][strategy], update_mode=UpdateMode(mode))
     if strategy in MODES[mode].strategies:
         validate(config)
     else:
@@ -217,11 +218,12 @@ def test_a_required_guarantee_is_taken_exactly_where_it_can_be_checked(name: str
                 validate(config)
 
 
-@pytest.mark.parametrize("strategy", ["threads", "mirrored"])
+@pytest.mark.parametrize("strategy", ["threads", "mirrored", "ddp"])
 def test_every_holder_is_taken_by_its_name_or_refused_with_a_reason(strategy: str) -> None:
     for key, mechanisms in HOLDERS.items():
         for name in mechanisms:
-            config = Config(strategy=Strategy(strategy), state=State(**{key: name}), precision=MixedFloat16())
+            options = {"strategy": OPTIONS["strategy"][strategy], "precision": MixedFloat16()}
+            config = Config(state=State(**{key: name}), **options)
             if why := refusal(config, key, name):
                 with pytest.raises(ConfigError, match=f"^state.{key}={name} {re.escape(why)}$"):
                     validate(config)
@@ -233,7 +235,7 @@ def test_every_holder_is_taken_by_its_name_or_refused_with_a_reason(strategy: st
 @pytest.mark.parametrize("enabled_in", ["main", "replica"])
 def test_safe_and_naive_are_never_refused(precision: Any, enabled_in: str) -> None:
     for mode in (row for row in MODES.values() if row.name != "custom"):
-        for strategy in mode.strategies:
+        for strategy in {*mode.strategies} & {*ONE_PROCESS}:
             for preset in ("safe", "naive"):
                 config = Config(
                     strategy=Strategy(strategy),
@@ -286,7 +288,9 @@ def test_a_dictionary_with_a_strange_key_is_refused() -> None:
 
 def test_keys_have_their_defaults_texts_and_owners_from_the_schema() -> None:
     known = keys()
-    assert known["num_replicas"].text == "Replicas, 1 to 64; with workload=precision under threads up to 1024."
+    assert known["num_replicas"].text == (
+        "Replicas of each process, 1 to 64; with workload=precision under threads up to 1024."
+    )
     assert known["num_replicas"].default == str(Config().num_replicas)
     assert known["model.hidden"].owners == ("model=mlp",)
     assert known["optimizer.learning_rate"].owners == ()

@@ -11,11 +11,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 
 from trainer.config import ConfigError
-from trainer.folders import claim, from_here
+from trainer.folders import claim, from_here, take_over
 from trainer.invocation import INVOCATION, config_of, nothing_after_a_mistake
+from trainer.processes import folder_of, launched
 from trainer.rules import validate
 
 
@@ -24,8 +25,22 @@ class Checks(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         with nothing_after_a_mistake():
-            validate(config_of(config))
-            claim(from_here(Path(config.hydra.run.dir).absolute()), "hydra.run.dir")
+            asked = config_of(config)
+            validate(asked)
+            folder = from_here(Path(config.hydra.run.dir).absolute())
+            place = launched(asked)
+            if place is None:
+                claim(folder, "hydra.run.dir")
+                return
+            own = folder_of(folder, place.rank)
+            if place.rank:
+                with read_write(config):
+                    config.hydra.run.dir = str(own)
+            if place.restarts:
+                take_over(own, place.restarts)
+            else:
+                # Another process of the same run may have made the folder, to put its own there.
+                claim(own, "hydra.run.dir", shared=True)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         with nothing_after_a_mistake():
@@ -33,6 +48,7 @@ class Checks(Callback):
             if jobs is not None:
                 if not jobs:
                     raise ConfigError("the sweep has no runs: a glob fits no option. --help lists them.")
+                _check_launched(jobs)
                 _check_rules(jobs)
                 _check_folders(jobs)
                 INVOCATION.jobs = len(jobs)
@@ -76,6 +92,16 @@ def _check_rules(jobs: list[DictConfig]) -> None:
             refusals.append(str(error))
     if len(refusals) == len(jobs) and len(set(refusals)) == 1:
         raise ConfigError(refusals[0])
+
+
+def _check_launched(jobs: list[DictConfig]) -> None:
+    """Refuse a sweep that each of several processes of one launch would make by itself."""
+    for config in (config_of(job) for job in jobs):
+        if launched(config) is not None:
+            raise ConfigError(
+                f"--multirun does not go with strategy={config.strategy.name} where a launcher has started the "
+                "processes: each launch is one run. Launch every run by itself."
+            )
 
 
 def _check_folders(jobs: list[DictConfig]) -> None:

@@ -43,7 +43,8 @@ def main() -> NoReturn:
         from trainer.run import run
 
         verdict = run(config, folder, command, stop)
-        status = stop.status if stop.is_set() else exit_status(verdict, config.fail_on)
+        status = exit_status(verdict, config.fail_on) if verdict is not None else 0
+        status = stop.status if stop.is_set() else status
     except BaseException as error:
         # Whatever escaped, a verdict must say so: this is the process's outermost frame.
         traceback.print_exc()

@@ -15,8 +15,6 @@ from trainer.schedule.recipes import RECIPES
 from trainer.updates.mechanisms import MODES
 from trainer.workloads.small import SMALL
 
-STRATEGIES = ("threads", "mirrored")
-
 
 class ConfigError(ValueError):
     """A user's mistake, told in one line: the key, what came, what fits, what to do."""
@@ -28,8 +26,26 @@ class Strategy:
 
 
 @dataclass
+class Processes:
+    """Replicas in several processes, `num_replicas` in each."""
+
+    name: str = "ddp"
+    # Processes of the run, 1 to 64. Where a cluster's launcher has started them: as many as it has.
+    num_processes: int = 2
+
+
+@dataclass
 class UpdateMode:
     name: str = "all_reduce"
+
+
+@dataclass
+class LocalSteps:
+    """Each process steps by itself, and copies are averaged every so often."""
+
+    name: str = "local_steps"
+    # Steps between averages, at least 1; the last step always ends with one.
+    average_every: int = 10
 
 
 @dataclass
@@ -348,6 +364,8 @@ class Audit:
     reference_every: int = 50
     # Memory that references may take before the rest is skipped (the verdict says how many), in MiB.
     reference_mebibytes: int = 256
+    # Steps between comparisons of the processes' copies, by a digest of each; at least 1.
+    digest_every: int = 50
     # Times the whole run is made, to compare the bits it ends in; from 1 to 100.
     repeat: int = 1
     # First steps of each replica that a free run traces, from 0 on: trace.json shows them, and the verdict and speed/*
@@ -393,9 +411,9 @@ class Train:
 
 @dataclass
 class Config:
-    strategy: Strategy = field(default_factory=Strategy)
+    strategy: Any = field(default_factory=Strategy)
     update_mode: Any = field(default_factory=UpdateMode)
-    # Replicas, 1 to 64; with workload=precision under threads up to 1024.
+    # Replicas of each process, 1 to 64; with workload=precision under threads up to 1024.
     num_replicas: int = 2
     model: Any = field(default_factory=Mlp)
     data: Any = field(default_factory=Digits)
@@ -412,15 +430,31 @@ class Config:
     require: list[str] = field(default_factory=list)
 
     @property
+    def num_processes(self) -> int:
+        """Processes that host the replicas."""
+        return int(getattr(self.strategy, "num_processes", 1))
+
+    @property
+    def replicas_in_all(self) -> int:
+        """Replicas of all processes: what the joint batch, canaries and records are made for."""
+        return self.num_processes * self.num_replicas
+
+    @property
     def controlled(self) -> bool:
         """Whether a schedule says who goes next, not the operating system."""
         return not isinstance(self.schedule, Schedule)
 
 
+# The strategies whose replicas are all in one process, where a schedule can put them in order.
+ONE_PROCESS = ("threads", "mirrored")
 # The built-in options of every group. One table: Hydra's groups, `show` and the messages are made from it.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "strategy": {name: Strategy(name) for name in STRATEGIES},
-    "update_mode": {name: Custom() if name == "custom" else UpdateMode(name) for name in MODES},
+    "strategy": {"threads": Strategy(), "mirrored": Strategy("mirrored"), "ddp": Processes()},
+    "update_mode": {
+        **{name: UpdateMode(name) for name in MODES},
+        "local_steps": LocalSteps(),
+        "custom": Custom(),
+    },
     "precision": {
         "float32": Precision(),
         "mixed_bfloat16": Precision("mixed_bfloat16"),

@@ -9,9 +9,14 @@ from typing import Any
 
 from trainer.config import Config, Custom
 from trainer.holders import state
+from trainer.processes import local_size
 from trainer.workloads.small import heeds
 
-PACKAGES = {"threads": ("keras", "torch", "numpy"), "mirrored": ("keras", "tensorflow", "numpy")}
+PACKAGES = {
+    "threads": ("keras", "torch", "numpy"),
+    "mirrored": ("keras", "tensorflow", "numpy"),
+    "ddp": ("keras", "torch", "numpy"),
+}
 
 
 def describe(config: Config, command: str) -> dict[str, Any]:
@@ -26,7 +31,8 @@ def describe(config: Config, command: str) -> dict[str, Any]:
         "strategy": config.strategy.name,
         "engine": None,
         "update_mode": _heeded(config, "update_mode"),
-        "num_replicas": config.num_replicas,
+        "num_replicas": config.replicas_in_all,
+        "num_processes": config.num_processes,
         "model": _heeded(config, "model"),
         "data": _heeded(config, "data"),
         "optimizer": _heeded(config, "optimizer"),
@@ -62,7 +68,7 @@ def cores() -> int:
 
 def threads_per_replica(config: Config) -> int:
     """Intra-op threads of each replica: as asked, or an even share of the cores that this process may use."""
-    return config.train.threads_per_replica or max(1, cores() // max(1, config.num_replicas))
+    return config.train.threads_per_replica or max(1, cores() // max(1, local_size(config) * config.num_replicas))
 
 
 def _versions(config: Config) -> dict[str, str]:

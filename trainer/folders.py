@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -10,23 +11,26 @@ from trainer.audit.verdict import FILE_NAME, Error, Verdict, exit_status, save
 from trainer.config import Config, ConfigError
 from trainer.describe import describe
 
+log = logging.getLogger(__name__)
+
 # Any of these in a folder says that a run, or a sweep, was there.
 TRACES = (FILE_NAME, "events.out.tfevents.*", ".hydra", "multirun.yaml")
 
 
-def claim(folder: Path, key: str, *, below: bool = False) -> None:
+def claim(folder: Path, key: str, *, below: bool = False, shared: bool = False) -> None:
     """Make the folder for this run, or take one that exists and holds no run.
 
     Args:
         key: the key that named the folder, for the message.
         below: look for runs one level below as well, as a sweep's are.
+        shared: other processes of this run may make the folder at the same time.
 
     Raises:
         ConfigError: it cannot be written, or holds a run already.
     """
     elsewhere = f"Choose another folder with {key}=FOLDER."
     try:
-        existed = folder.exists()
+        existed = shared or folder.exists()
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Of two runs that start in the same second under the same name, only one can make it.
         folder.mkdir(exist_ok=existed)
@@ -41,6 +45,18 @@ def claim(folder: Path, key: str, *, below: bool = False) -> None:
         raise ConfigError(f"{key}={folder} already holds a run ({traces[0]}). {elsewhere}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{key}={folder} cannot be written: no permission. {elsewhere}")
+
+
+def take_over(folder: Path, restarts: int) -> None:
+    """Take the folder of a run that a launcher has started again after it broke.
+
+    The run starts anew. What the broken one left stays beside it, its verdict under another name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    old = folder / FILE_NAME
+    if old.exists():
+        kept = old.rename(folder / f"verdict_before_restart_{restarts}.json")
+        log.warning("restart %d: the run starts anew; what broke the last time is in %s", restarts, kept.name)
 
 
 def from_here(folder: Path) -> Path:

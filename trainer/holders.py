@@ -63,7 +63,8 @@ def refusal(config: Config, key: str, name: str) -> str:
         return f"needs train.engine=inductor or native: train.engine={engine} keeps no step that it has captured."
     if strategy not in wanted.strategies:
         fits = [other.name for other in HOLDERS[key].values() if strategy in other.strategies]
-        return f"needs strategy={' or '.join(wanted.strategies)}: {wanted.not_elsewhere} Try {', '.join(fits)}."
+        why = wanted.not_elsewhere or f"strategy={strategy} takes what cannot go wrong in one process."
+        return f"needs strategy={' or '.join(wanted.strategies)}: {why} Try {', '.join(fits)}."
     if key == "loss_scale" and name != "transactional" and config.precision.name != "mixed_float16":
         return f"needs precision=mixed_float16: precision={config.precision.name} has no loss scale."
     if key == "batch_statistics":
@@ -134,7 +135,7 @@ def apart(config: Config) -> frozenset[str]:
 def asked_dtypes(config: Config) -> list[str]:
     """The compute dtype that each replica is asked for: the precision's, and float32 where it evaluates."""
     training = ["float32" if config.precision.name == "float32" else config.precision.name.removeprefix("mixed_")]
-    trainers = config.num_replicas - config.train.evaluators
+    trainers = config.replicas_in_all - config.train.evaluators
     return training * trainers + ["float32"] * config.train.evaluators
 
 

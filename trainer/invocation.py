@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainer.config import OPTIONS, Config, ConfigError
 from trainer.from_dict import from_dict
 from trainer.mistakes import MISTAKES, line
+from trainer.processes import as_launched
 
 
 @dataclass
@@ -67,16 +68,17 @@ def config_of(composed: DictConfig) -> Config:
     """The typed config that Hydra composed. Hydra's own part is left out.
 
     Raises:
-        ConfigError: a key was added that there is not, or a `name` inside a group is none of its options.
+        ConfigError: a key was added that there is not, a `name` inside a group is none of its options, or a launcher
+            has started another number of processes.
         OmegaConfBaseException: a value is missing or refers to nothing.
     """
     ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     fields = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     assert isinstance(fields, dict)
     found: dict[str, Any] = {str(key): value for key, value in fields.items()}
-    for group in ("update_mode", "model", "data", "optimizer", "schedule", "workload"):
+    for group in ("strategy", "update_mode", "model", "data", "optimizer", "schedule", "workload"):
         _check_name(composed, group)
-    return from_dict(found)
+    return as_launched(from_dict(found))
 
 
 def _check_name(composed: DictConfig, group: str) -> None:

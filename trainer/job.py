@@ -20,6 +20,7 @@ from trainer.config import ConfigError
 from trainer.folders import from_here, settle
 from trainer.invocation import INVOCATION, command_of, complain, config_of
 from trainer.launch import launch
+from trainer.processes import launched
 from trainer.rules import validate
 
 PARENT_POLL_SECONDS = 0.5
@@ -56,7 +57,9 @@ class Job:
                 settle(config, folder, command, Error("refused", str(error)))
                 return complain(f"{folder.name} is refused: {error}")
         INVOCATION.status = launch(config, folder, command, silent=worker)
-        _tell(folder, INVOCATION.status, worker)
+        place = launched(config)
+        if place is None or not place.rank or INVOCATION.status:
+            _tell(folder, INVOCATION.status, worker)
         return INVOCATION.status
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import OPTIONS, Config
+from trainer.config import ONE_PROCESS, OPTIONS, Config
 from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
 from trainer.workloads.small import heeds
@@ -49,10 +49,11 @@ class Proof:
 
 
 def of_modes() -> list[Proof]:
-    """A search of every update mode under every strategy that hosts it, and another where kernels are the hole."""
+    """A search of every update mode under every strategy in one process, and another where kernels are the hole."""
     found = []
     for mode in MODES.values():
-        for strategy in mode.strategies if mode.name != "custom" else ():
+        hosts = [strategy for strategy in mode.strategies if strategy in ONE_PROCESS]
+        for strategy in hosts if mode.name != "custom" else ():
             # Slots are what this mode writes without the lock, so there have to be some.
             slots = ("optimizer=momentum",) if mode.name == "slots_unlocked" else ()
             steps = (SMALL[0], "train.steps=2") if mode.name in TWO_STEPS else SMALL

@@ -14,8 +14,10 @@ from trainer.config import (
     Config,
     ConfigError,
     Custom,
+    LocalSteps,
     MixedFloat16,
     Npz,
+    Processes,
     Replay,
     Search,
     Seeded,
@@ -32,6 +34,7 @@ from trainer.updates.mechanisms import MODES
 from trainer.workloads.small import EVERYBODYS, MAX_REPLICAS, SmallWorkload, heeds, small
 from trainer.workloads.small import check as check_small
 
+MAX_PROCESSES = 64
 NORMALIZATIONS = ("none", "batch", "sync_batch", "group")
 PRESETS = ("safe", "naive")
 ENABLED_IN = ("main", "replica")
@@ -54,6 +57,7 @@ def validate(config: Config) -> None:
     _validate_small(config)
     _validate_brought(config)
     _validate_mode(config)
+    _validate_processes(config)
     _validate_state(config)
     _validate_engine(config)
     _validate_evaluators(config)
@@ -87,6 +91,8 @@ def _validate_ranges(config: Config) -> None:
     most = MAX_REPLICAS if own is None else own.max_replicas
     if not 1 <= config.num_replicas <= most:
         raise ConfigError(f"num_replicas must be between 1 and {most}; got {config.num_replicas}.")
+    if not 1 <= config.num_processes <= MAX_PROCESSES:
+        raise ConfigError(f"strategy.num_processes must be between 1 and {MAX_PROCESSES}; got {config.num_processes}.")
     for key in ("steps", "batch_size", "log_every"):
         _at_least(f"train.{key}", getattr(train, key), 1)
     for key in ("evaluate_every", "threads_per_replica", "timeout_seconds"):
@@ -99,10 +105,13 @@ def _validate_ranges(config: Config) -> None:
         # Canaries count in float32, which is exact up to 2**24 only.
         raise ConfigError(f"train.steps must be below 16777216, where canaries stop counting; got {train.steps}.")
     _at_least("audit.reference_every", audit.reference_every, 1)
+    _at_least("audit.digest_every", audit.digest_every, 1)
     _at_least("audit.reference_mebibytes", audit.reference_mebibytes, 1)
     _at_least("audit.trace_steps", audit.trace_steps, 0)
     if not 1 <= audit.repeat <= 100:
         raise ConfigError(f"audit.repeat must be between 1 and 100; got {audit.repeat}.")
+    if isinstance(config.update_mode, LocalSteps):
+        _at_least("update_mode.average_every", config.update_mode.average_every, 1)
     if isinstance(config.precision, MixedFloat16):
         _at_least("precision.growth_steps", config.precision.growth_steps, 1)
         mantissa, exponent = math.frexp(config.precision.initial_scale)
@@ -196,10 +205,38 @@ def _validate_mode(config: Config) -> None:
     if strategy in mode.strategies:
         return
     fits = [name for name, other in MODES.items() if strategy in other.strategies and name != "custom"]
+    why = "processes share no copy." if isinstance(config.strategy, Processes) else mode.not_elsewhere
     raise ConfigError(
-        f"update_mode={mode.name} needs strategy={' or '.join(mode.strategies)}: {mode.not_elsewhere} "
+        f"update_mode={mode.name} needs strategy={' or '.join(mode.strategies)}: {why} "
         f"strategy={strategy} takes {', '.join(fits)}."
     )
+
+
+def _validate_processes(config: Config) -> None:
+    """Hold a run of several processes to what reaches across them."""
+    if not isinstance(config.strategy, Processes):
+        return
+    strategy = f"strategy={config.strategy.name}"
+    if config.controlled:
+        raise ConfigError(
+            f"schedule={config.schedule.name} does not go with {strategy}: no schedule reaches into other processes. "
+            "Try strategy=threads."
+        )
+    if config.train.evaluators:
+        raise ConfigError(
+            f"train.evaluators={config.train.evaluators} does not go with {strategy}, whose replicas all train. "
+            "Leave it out."
+        )
+    if config.audit.trace_steps:
+        raise ConfigError(
+            f"audit.trace_steps={config.audit.trace_steps} does not go with {strategy}, whose processes are not "
+            + ("traced. Add audit.trace_steps=0." if config.audit.name == "full" else "traced. Try audit=counters.")
+        )
+    if isinstance(config.update_mode, LocalSteps) and isinstance(config.precision, MixedFloat16):
+        raise ConfigError(
+            "precision=mixed_float16 does not go with update_mode=local_steps: processes would have loss scales of "
+            "their own, of which there is no mean. Try precision=mixed_bfloat16."
+        )
 
 
 def _validate_state(config: Config) -> None:
@@ -325,14 +362,16 @@ def _validate_shape(config: Config, known: Samples) -> None:
 
 
 def _validate_joint_batch(config: Config, known: Samples) -> None:
-    joint, num_train = config.num_replicas * config.train.batch_size, known.num_train
+    replicas, num_train = config.replicas_in_all, known.num_train
+    joint = replicas * config.train.batch_size
     if joint > num_train:
+        processes = f" x strategy.num_processes={config.num_processes}" if config.num_processes > 1 else ""
         raise ConfigError(
-            f"train.batch_size={config.train.batch_size} x num_replicas={config.num_replicas} is a joint batch of "
-            f"{joint} samples, but data={config.data.name} has {num_train} to train on. "
+            f"train.batch_size={config.train.batch_size} x num_replicas={config.num_replicas}{processes} is a joint "
+            f"batch of {joint} samples, but data={config.data.name} has {num_train} to train on. "
             + (
-                f"Try train.batch_size={num_train // config.num_replicas} or less."
-                if num_train >= config.num_replicas
+                f"Try train.batch_size={num_train // replicas} or less."
+                if num_train >= replicas
                 else "Try fewer replicas."
             )
         )

@@ -22,6 +22,7 @@ from trainer.config import Config, ConfigError, Custom, Replay
 from trainer.describe import describe, threads_per_replica
 from trainer.explore import Broken, Explorer
 from trainer.imports import frameworks
+from trainer.processes import Place, here, hosted
 from trainer.report import trace
 from trainer.report.observer import Observer
 from trainer.schedule.case import Case
@@ -47,17 +48,21 @@ CASES = {
 }
 
 
-def run(config: Config, folder: Path, command: str, stop: Stop) -> Verdict:
+def run(config: Config, folder: Path, command: str, stop: Stop) -> Verdict | None:
     """Run `config`, leave event file and `verdict.json` in `folder`, and return the verdict.
 
-    What goes wrong in the run itself is a verdict too, `broken`; nothing is raised for it.
+    What goes wrong in the run itself is a verdict too, `broken`; nothing is raised for it. Of a run's several processes
+    the first gives the verdict; another has none to give, unless it breaks.
     """
+    place = here(config)
+    if place.rank:
+        return _take_part(config, folder, command, stop, place)
     started = time.monotonic()
     with Observer(config, folder) as observer:
         came = _Came(_empty_record(config))
         _train(config, came, observer, stop)
         if stop.is_set():
-            came.error = Error("interrupted", stop.reason or "", step=came.record.steps_done)
+            came.error = _stopped(came, stop.reason or "", place)
         about = describe(config, command)
         about["engine"] = came.record.engine or None
         about["duration_seconds"] = round(time.monotonic() - started, 3)
@@ -69,6 +74,35 @@ def run(config: Config, folder: Path, command: str, stop: Stop) -> Verdict:
         save(verdict, folder)
         observer.finished(came.record, verdict)
     return verdict
+
+
+def _take_part(config: Config, folder: Path, command: str, stop: Stop, place: Place) -> Verdict | None:
+    """Run the replicas of a process that is not the first, which judges and reports what all of them have done.
+
+    Returns:
+        Broken, and why; None where there is nothing to say.
+    """
+    came = _Came(_empty_record(config))
+    _train(config, came, UNWATCHED, stop)
+    if stop.is_set():
+        came.error = _stopped(came, stop.reason or "", place)
+    if came.error is None:
+        return None
+    verdict = Verdict("broken", describe(config, command), came.error)
+    save(verdict, folder)
+    return verdict
+
+
+def _stopped(came: _Came, reason: str, place: Place) -> Error:
+    """Why a run has ended that was told to stop.
+
+    A launcher stops the processes that are left when one has failed: then it is the failure that counts.
+    """
+    before = came.error if place.size > 1 else None
+    if before is not None and before.kind != "killed":
+        return before
+    after = f"; before that {before.message}" if before is not None else ""
+    return Error("interrupted", f"{reason}{after}", step=came.record.steps_done)
 
 
 @dataclass
@@ -97,6 +131,9 @@ def _train(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
     except Exception as error:
         log.exception("the run broke")
         came.error = Error("crash", f"{type(error).__name__}: {error}", step=came.record.steps_done)
+    place = here(config)
+    if came.error is not None and place.size > 1 and not came.error.message.startswith("process "):
+        came.error.message = f"{place.name}: {came.error.message}"
 
 
 def _start(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
@@ -218,11 +255,15 @@ UNWATCHED = _Unwatched()
 
 
 def _empty_record(config: Config) -> RunRecord:
-    steps, num_replicas = config.train.steps, config.num_replicas
+    steps, num_replicas = config.train.steps, config.replicas_in_all
     trains = small(config) is None
     # A small workload's steps leave no rows.
     rows = steps if trains else 0
-    replicas = [ReplicaRecord.empty(replica_id, rows, num_replicas) for replica_id in range(num_replicas)]
+    here_too = hosted(config)
+    replicas = [
+        (ReplicaRecord.empty if replica_id in here_too else ReplicaRecord.elsewhere)(replica_id, rows, num_replicas)
+        for replica_id in range(num_replicas)
+    ]
     return RunRecord(
         EMPTY,
         steps,

@@ -11,8 +11,8 @@ from trainer.keys import Key, keys
 from trainer.state.mechanisms import HOLDERS
 
 HEAD = """\
-Trains one Keras model on N replicas, under PyTorch threads or TensorFlow's MirroredStrategy, and tells what happened to
-the state that the replicas share.
+Trains one Keras model on N replicas, under PyTorch threads, in one process or several, or TensorFlow's
+MirroredStrategy, and tells what happened to the state that the replicas share.
 
   python -m trainer                            the tour: five small runs, safe and unsafe, and one table
   python -m trainer KEY=VALUE ...              one run

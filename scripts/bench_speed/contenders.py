@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cases import CASES, ROOT
 
-from trainer.config import OPTIONS
+from trainer.config import ONE_PROCESS, OPTIONS
 from trainer.updates.mechanisms import MODES
 
 RIVALS = ROOT / "scripts" / "rivals"
@@ -104,6 +104,7 @@ def contenders(engines: Sequence[str]) -> dict[str, Contender]:
         for mode, mechanism in MODES.items()
         if mode != "custom"
         for strategy in mechanism.strategies
+        if strategy in ONE_PROCESS
         for engine in (engines if strategy == "threads" else [""])
         for precision in OPTIONS["precision"]
         if precision != "mixed_float16"

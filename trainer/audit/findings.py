@@ -78,8 +78,10 @@ def _seen(record: RunRecord) -> Floats:
         snapshots = [replica.versions[: replica.steps_done].max(axis=0, initial=0) for replica in record.replicas]
         seen: Floats = np.maximum(ends[0], np.max(snapshots, axis=0))
         return seen
-    own = [replica.versions[: replica.steps_done].max(axis=0, initial=0) for replica in record.replicas]
-    least: Floats = np.min([np.maximum(end, snapshot) for end, snapshot in zip(ends, own, strict=True)], axis=0)
+    own = np.stack([replica.versions[: replica.steps_done].max(axis=0, initial=0) for replica in record.replicas])
+    # Under mirrored a copy for each replica; else for each process, which several replicas read.
+    snapshots = own.reshape(len(ends), -1, record.num_replicas).max(axis=1)
+    least: Floats = np.maximum(ends, snapshots).min(axis=0)
     return least
 
 
@@ -276,11 +278,43 @@ def diverged_copies(record: RunRecord) -> Finding:
     off = sum(digest != found[0] for digest in found)
     finding = Finding(
         f"{len(found) - off} of {told_copies(len(found))} with copy 0's digest, largest difference {apart:.3g}"
+        + _told_before(record)
     )
+    if record.digests_off:
+        finding.anomalies.append(_early_divergence(record))
     if off:
         witness = "; ".join(f"copy {index}: sha256 {digest[:12]}" for index, digest in enumerate(found[:4]))
         finding.anomalies.append(Anomaly("divergence", off, len(found), f"copies differ by up to {apart:.3g}", witness))
     return finding
+
+
+def _told_before(record: RunRecord) -> str:
+    """What processes have seen of each other's copies before the end."""
+    said = ""
+    if record.digests_compared:
+        alike = record.digests_compared - len(record.digests_off)
+        said += f"; alike {alike:,} of {record.digests_compared:,} times before, by their digests"
+    if record.averages:
+        largest, relative = apart_at_averages(record)
+        said += (
+            f"; claimed at the {len(record.averages):,} averages only: just before one, a process was up to "
+            f"{largest:.3g} off the mean, {relative:.3g} of what that had moved"
+        )
+    return said
+
+
+def apart_at_averages(record: RunRecord) -> tuple[float, float]:
+    """The largest difference before any average, and the largest relative one."""
+    return max(each.largest for each in record.averages), max(each.relative for each in record.averages)
+
+
+def _early_divergence(record: RunRecord) -> Anomaly:
+    first = record.digests_off[0]
+    off = [rank for rank, digest in enumerate(first.found) if digest != first.found[0]]
+    who = ", ".join(f"process {rank}" for rank in off)
+    witness = f"before step {first.step} process 0 has digest {first.found[0]}, process {off[0]} {first.found[off[0]]}"
+    count, of = len(record.digests_off), record.digests_compared
+    return Anomaly("digest_off", count, of, f"{who} first, before step {first.step}", witness)
 
 
 def differing_outcomes(outcomes: Sequence[str]) -> Finding:

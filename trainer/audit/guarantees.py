@@ -61,7 +61,7 @@ def checkable(config: Config) -> tuple[str, ...]:
     names = ["no_lost_updates", "no_torn_reads", "atomic_updates", "fresh_gradients"]
     if has_joint_gradient(config):
         names.append("joint_gradient")
-    if config.strategy.name == "mirrored":
+    if has_copies(config):
         names.append("replicas_identical")
     if config.audit.repeat > 1 or isinstance(config.schedule, Search | Seeded):
         names.append("same_bits")
@@ -76,10 +76,15 @@ def checkable(config: Config) -> tuple[str, ...]:
 HINTS = {
     "joint_gradient": "It needs a mode that joins gradients, and a model whose replicas normalize alike: "
     "update_mode=all_reduce, model.normalization=group.",
-    "replicas_identical": "It needs copies to compare: strategy=mirrored.",
+    "replicas_identical": "It needs copies to compare: strategy=mirrored or ddp.",
     "same_bits": "It needs runs to compare: audit.repeat=2, or schedule=search.",
     "no_deadlock": "It needs to know who waits for whom: schedule=search.",
 }
+
+
+def has_copies(config: Config) -> bool:
+    """Whether the shared variables have several copies: one for each replica under mirrored, else for each process."""
+    return config.strategy.name == "mirrored" or config.num_processes > 1
 
 
 def has_joint_gradient(config: Config) -> bool:
@@ -92,7 +97,7 @@ def has_joint_gradient(config: Config) -> bool:
         return False
     if config.train.evaluators and synchronized(config):
         return False
-    return config.num_replicas == 1 or getattr(config.model, "normalization", "none") != "batch"
+    return config.replicas_in_all == 1 or getattr(config.model, "normalization", "none") != "batch"
 
 
 def synchronized(config: Config) -> bool:

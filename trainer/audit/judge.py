@@ -11,7 +11,7 @@ from trainer import holders
 from trainer.audit import copies, findings, precision_findings, profile, state_findings
 from trainer.audit.findings import Finding
 from trainer.audit.gradients import gradient_rows
-from trainer.audit.guarantees import GUARANTEES, OF_THE_MODE, has_joint_gradient, synchronized
+from trainer.audit.guarantees import GUARANTEES, OF_THE_MODE, has_copies, has_joint_gradient, synchronized
 from trainer.audit.orders import Explored, over_all
 from trainer.audit.records import RunRecord
 from trainer.audit.verdict import Covers, Error, Guarantee, PrecisionRow, Status, Verdict, sum_up
@@ -99,7 +99,7 @@ def claimed(config: Config) -> frozenset[str]:
     names = MODES[config.update_mode.name].claims | holders.claims(config)
     if holders.at_risk(config):
         names -= {"joint_gradient", "same_bits"}  # the mode reduces what the holders leave of the gradients
-    if config.strategy.name != "mirrored":
+    if not has_copies(config):
         names -= {"replicas_identical"}  # copies can only differ where there are several
     if config.audit.repeat == 1 and not isinstance(config.schedule, Search | Seeded):
         names -= {"same_bits"}  # one run has nothing to compare with, and says nothing about it
@@ -147,24 +147,28 @@ def find(config: Config, record: RunRecord) -> dict[str, Finding]:
 
 
 def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[PrecisionRow]]:
-    mirrored = config.strategy.name == "mirrored"
+    mode = MODES[config.update_mode.name]
+    # Copies that are each updated by themselves have an order each.
+    own_copies = config.strategy.name == "mirrored" or mode.name == "local_steps"
     precision, rows = precision_findings.computed_precision(record)
     derived = mechanism(config, "random_numbers") == "derived"
     repeatable = derived or not record.draws
     found = {
         "no_lost_updates": findings.lost_updates(record),
         "no_torn_reads": findings.torn_reads(record),
-        "atomic_updates": findings.update_order(record, own_copies=mirrored),
-        "fresh_gradients": findings.staleness(record),
+        "atomic_updates": findings.update_order(record, own_copies=own_copies),
+        "fresh_gradients": Finding("between averages a copy has only its own process's updates", applies=False)
+        if "fresh_gradients" in mode.not_applicable
+        else findings.staleness(record),
         "joint_gradient": _joint_gradient(config, record, repeatable=repeatable),
         "gradients_unmixed": state_findings.mixed_gradients(record, repeatable=repeatable),
         "replicas_identical": findings.diverged_copies(record)
-        if mirrored
+        if has_copies(config)
         else Finding("all replicas share one copy", applies=False),
         "precision_as_asked": precision,
     }
     if not isinstance(config.workload, Custom):
-        joint = "barrier" in MODES[config.update_mode.name].read_under
+        joint = "barrier" in mode.read_under
         growth_steps = getattr(config.precision, "growth_steps", 1)
         found |= {
             "initialized_once": precision_findings.first_calls(record),
@@ -180,8 +184,10 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
 
 def _joint_gradient(config: Config, record: RunRecord, *, repeatable: bool) -> Finding:
     if "joint_gradient" in MODES[config.update_mode.name].not_applicable:
-        return Finding("each replica's gradient is applied by itself", applies=False)
-    normalizes_alone = config.num_replicas > 1 and record.layout.of_kind("statistic") and not synchronized(config)
+        mean = "process applies the mean of its own replicas' gradients"
+        alone = mean if config.update_mode.name == "local_steps" else "replica's gradient is applied"
+        return Finding(f"each {alone} by itself", applies=False)
+    normalizes_alone = config.replicas_in_all > 1 and record.layout.of_kind("statistic") and not synchronized(config)
     if not has_joint_gradient(config) or normalizes_alone:
         why = "replicas do not normalize the joint batch and nothing else, so that no gradient is the joint batch's"
         return Finding(why, applies=False)
@@ -259,7 +265,7 @@ def metrics(config: Config, record: RunRecord | None) -> dict[str, float | int |
     )
     numbers: dict[str, float | int | None] = dict.fromkeys(names.split())
     if small(config) is None:
-        numbers["updates_expected"] = config.num_replicas * config.train.steps
+        numbers["updates_expected"] = config.replicas_in_all * config.train.steps
     if record is None:
         return numbers
     numbers |= {"steps_done": record.steps_done, **profile.metrics(record)}
@@ -283,4 +289,7 @@ def metrics(config: Config, record: RunRecord | None) -> dict[str, float | int |
     if record.copies is not None:
         numbers["updates_kept"] = int(copies.kept(record).sum())
         numbers["replica_divergence_max"] = copies.divergence(record)
+    if record.averages:
+        largest, relative = findings.apart_at_averages(record)
+        numbers |= {"divergence_before_averages_max": largest, "divergence_before_averages_relative": relative}
     return numbers

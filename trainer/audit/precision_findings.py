@@ -108,7 +108,8 @@ def first_calls(record: RunRecord) -> Finding:
     made = {replica.replica_id: int((replica.column("first_call") == 1).sum()) for replica in record.replicas}
     total = record.first_calls + sum(made.values())
     by = "by the main thread" if record.first_calls else "by replicas"
-    finding = Finding(f"the first call was made {total} time{'' if total == 1 else 's'}, {by}")
+    each = " of each process" if record.num_processes > 1 and record.first_calls else ""
+    finding = Finding(f"the first call was made {total} time{'' if total == 1 else 's'}, {by}{each}")
     if total != 1:
         who = ", ".join(f"replica {own}" for own, times in made.items() if times)
         anomaly = Anomaly("repeated_first_call", max(1, total - 1), record.num_replicas, who, f"{who} made it")

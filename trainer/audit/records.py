@@ -117,6 +117,13 @@ class ReplicaRecord:
             loss_scale=np.zeros((steps, 2), np.float32),
         )
 
+    @staticmethod
+    def elsewhere(replica_id: int, steps: int, num_replicas: int) -> ReplicaRecord:
+        """Of a replica in another process: room for the losses that are told meanwhile, and for no other rows."""
+        record = ReplicaRecord.empty(replica_id, 0, num_replicas)
+        record.losses = np.full(steps, np.nan, np.float32)
+        return record
+
     def column(self, name: str) -> NDArray[np.int64]:
         """One of `Noted`'s fields, of the steps that are read off: int64 [steps]."""
         found: NDArray[np.int64] = self.noted[: self.computed.total(), Noted._fields.index(name)]
@@ -168,6 +175,27 @@ class Reference:
     asked: str = "float32"
 
 
+class Average(NamedTuple):
+    """How far one process's weights and statistics were from the mean of all processes', just before an average.
+
+    Attributes:
+        step: steps before it.
+        largest: largest absolute difference of an element.
+        relative: L2 norm of all differences, relative to that of what the mean has moved since the last average.
+    """
+
+    step: int
+    largest: float
+    relative: float
+
+
+class Digests(NamedTuple):
+    """What each process's copy came to before a step, by rank: 16 hexadecimal digits of its shared variables."""
+
+    step: int
+    found: tuple[str, ...]
+
+
 @dataclass
 class Evaluation:
     """Accuracy (share, 0 to 1) and mean loss on the held-out samples after `step` steps."""
@@ -204,6 +232,10 @@ class RunRecord:
         ended_in: what a small workload ended in, where orders are to be told apart by it; None before the end.
         duration_seconds: from the first step to the last, start-up and capture left out.
         trace: when replicas did what, of a run that was traced.
+        num_processes: that host the replicas, the same number in each; each has a copy where there are several.
+        digests_compared: how often processes have compared their copies before the end; `digests_off` has those
+            times at which they were not alike.
+        averages: how far the process that was furthest off was from the others before each average of copies.
     """
 
     layout: Layout
@@ -234,6 +266,10 @@ class RunRecord:
     ended_in: bytes | None = None
     duration_seconds: float = 0.0
     trace: Trace | None = None
+    num_processes: int = 1
+    digests_compared: int = 0
+    digests_off: list[Digests] = field(default_factory=list)
+    averages: list[Average] = field(default_factory=list)
 
     @property
     def num_replicas(self) -> int:

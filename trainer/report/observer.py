@@ -46,7 +46,7 @@ class Observer:
     def __enter__(self) -> Self:
         config = self._config
         doing = config.update_mode.name if heeds(config, "update_mode") else config.workload.name
-        title = f"{config.strategy.name} {doing} x{config.num_replicas}"
+        title = f"{config.strategy.name} {doing} x{config.replicas_in_all}"
         with ExitStack() as closing:
             self._events = RunEvents(config, self._folder)
             closing.callback(self._events.close)

@@ -59,6 +59,10 @@ DESCRIPTIONS = {
     "precision/loss_scale": "What the replica multiplied its loss by at this step.",
     "precision/overflows": "Steps so far in which a replica's gradients overflowed, all replicas together.",
     "precision/scale_decisions_lost": "Replicas' decisions about the loss scale that some copy does not hold.",
+    "replicas/divergence_before_average": "Largest absolute difference of any process's weights and statistics from "
+    "the mean of all processes', just before copies were averaged.",
+    "replicas/divergence_before_average_relative": "L2 norm of a process's differences from that mean, the largest of "
+    "any process, relative to that of what the mean had moved since the last average.",
     "replicas/divergence_max": "Largest absolute difference between copy 0's and another copy's values at the end.",
     "speed/micro_steps_per_second": "Batches of all replicas per second since the previous point.",
     "speed/micro_steps_per_second_mean": "Batches of all replicas per second over the whole run.",
@@ -131,7 +135,7 @@ def hyperparameters(config: Config) -> dict[str, str | float]:
         "normalization": getattr(config.model, "normalization", None),
         "learning_rate": getattr(config.optimizer, "learning_rate", None) if heeds(config, "optimizer") else None,
         "state": _state(config),
-        "num_replicas": config.num_replicas,
+        "num_replicas": config.replicas_in_all,
         **{key: getattr(config.train, key) for key in ("batch_size", "steps", "seed")},
     }
     return {each.name: values[each.name] for each in HYPERPARAMETERS if values[each.name] is not None}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.audit import profile
 from trainer.audit.gradients import GradientRow, gradient_rows
-from trainer.audit.records import WHOLE, Evaluation, RunRecord
+from trainer.audit.records import WHOLE, Average, Evaluation, RunRecord
 from trainer.audit.verdict import WORDS, Verdict
 from trainer.config import Config
 from trainer.report import buckets, heatmap, markdown
@@ -125,6 +125,8 @@ class RunEvents:
             for reference in references:
                 self._file.scalars(reference.step, _gradients(reference))
             self._file.histograms(record.steps_done, _norm_histograms(references))
+            for average in record.averages:
+                self._file.scalars(average.step, _apart(average))
             for step, phases in profile.by_step(profile.step_times(record)).items():
                 self._file.scalars(step, {f"speed/{name}_seconds": seconds for name, seconds in phases.items()})
             if (shown := heat_map(record)) is not None:
@@ -200,6 +202,11 @@ def _gradients(reference: GradientRow) -> dict[str, float]:
     values = {f"gradients/norm/replica_{replica}": norm for replica, norm in reference.norms.items()}
     values |= {f"gradients/error/replica_{replica}": error for replica, error in reference.errors.items()}
     return values if reference.cosine_min is None else {**values, "gradients/cosine_min": reference.cosine_min}
+
+
+def _apart(average: Average) -> dict[str, float]:
+    tag = "replicas/divergence_before_average"
+    return {tag: average.largest, f"{tag}_relative": average.relative}
 
 
 def _kept(kept: float, made: int) -> dict[str, float]:

@@ -44,15 +44,16 @@ def _table(guarantee: str, remedy: str, *holders: tuple[str, str, str, str, str]
     }
 
 
-_BOTH, _THREADS = "threads mirrored", "threads"
+# Several processes take what cannot go wrong in one.
+_ALL, _BOTH, _THREADS = "threads mirrored ddp", "threads mirrored", "threads"
 
 # Key of `state` -> mechanisms by name, safest first.
 HOLDERS: dict[str, dict[str, Holder]] = {
     "precision": _table(
         "precision_as_asked",
         "state.precision=explicit passes the compute dtype with every call; inherited hands it to replicas",
-        ("explicit", "always", _BOTH, "The compute dtype is an argument of every call: there is no mode.", ""),
-        ("inherited", "always", _BOTH, "A context variable; each replica runs in a copy of its starter's context.", ""),
+        ("explicit", "always", _ALL, "The compute dtype is an argument of every call: there is no mode.", ""),
+        ("inherited", "always", _ALL, "A context variable; each replica runs in a copy of its starter's context.", ""),
         ("thread_local", "replica", _BOTH, "Thread-local, as Keras' policy and autocast: new threads have none.", ""),
         ("locked_global", "never", _BOTH, "Process-wide, get and set under a lock: isolated, but not restored.", ""),
         ("process_global", "never", _BOTH, "Process-wide: a scope saves it, sets it and puts it back at its end.", ""),
@@ -60,7 +61,7 @@ HOLDERS: dict[str, dict[str, Holder]] = {
     "first_call": _table(
         "initialized_once",
         "state.first_call=before_start lets the main thread make the first call",
-        ("before_start", "always", _BOTH, "The main thread makes the first call before there are replicas.", ""),
+        ("before_start", "always", _ALL, "The main thread makes the first call before there are replicas.", ""),
         (
             "double_checked",
             "always",
@@ -74,13 +75,13 @@ HOLDERS: dict[str, dict[str, Holder]] = {
     "loss_scale": _table(
         "loss_scale_kept",
         "state.loss_scale=transactional decides in the update's own transaction",
-        ("transactional", "always", _BOTH, "Read and written with the variables, in the same update.", ""),
+        ("transactional", "always", _ALL, "Read and written with the variables, in the same update.", ""),
         ("shared", "never", _BOTH, "Each replica decides by itself, from the state it read, under nothing.", ""),
     ),
     "gradients": _table(
         "gradients_unmixed",
         "state.gradients=per_replica gives every replica a buffer of its own",
-        ("per_replica", "always", _BOTH, "Every replica's gradients are its own tensors.", ""),
+        ("per_replica", "always", _ALL, "Every replica's gradients are its own tensors.", ""),
         (
             "shared",
             "never",
@@ -92,20 +93,20 @@ HOLDERS: dict[str, dict[str, Holder]] = {
     "random_numbers": _table(
         "rng_independent",
         "state.random_numbers=derived makes them a function of seed, step and sample",
-        ("derived", "always", _BOTH, "A hash of (seed, step, sample's index in the joint batch): no state.", ""),
+        ("derived", "always", _ALL, "A hash of (seed, step, sample's index in the joint batch): no state.", ""),
         ("shared", "never", _BOTH, "One generator: torch's process-wide one; under mirrored a seed variable.", ""),
     ),
     "batch_statistics": _table(
         "batch_statistics_kept",
         "state.batch_statistics=transactional writes them in the same update as the weights",
-        ("transactional", "always", _BOTH, "Written with the weights, in the same update.", ""),
-        ("reduced", "always", _BOTH, "Averaged over replicas, however gradients are put together.", ""),
+        ("transactional", "always", _ALL, "Written with the weights, in the same update.", ""),
+        ("reduced", "always", _ALL, "Averaged over replicas, however gradients are put together.", ""),
         ("shared", "never", _BOTH, "Each replica writes back what it read, changed; mirrored: to its own copy.", ""),
     ),
     "cursor": _table(
         "samples_once",
         "state.cursor=sharded looks samples up by step and replica",
-        ("sharded", "always", _BOTH, "Samples are looked up by (step, replica): nothing moves.", ""),
+        ("sharded", "always", _ALL, "Samples are looked up by (step, replica): nothing moves.", ""),
         (
             "shared_iterator",
             "never",

@@ -374,6 +374,9 @@ ASKED_BY: Mapping[str, Mapping[str, str]] = {
         # Each replica turns it off; gradients are computed in a scope of their own.
         "torch grad mode": "False",
     },
+    "ddp": {
+        "torch grad mode": "False",
+    },
     # Of what is thread-local, MirroredStrategy hands on op callbacks, and the device policy to some replicas only:
     # TensorFlow notes what was set last in any thread, and skips setting the same in another.
     "mirrored": {

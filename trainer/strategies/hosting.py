@@ -59,7 +59,7 @@ def reference_steps(config: Config, layout: Layout) -> tuple[frozenset[int], int
     if config.audit.name == "none":
         return frozenset(), 0
     wanted = range(0, config.train.steps, config.audit.reference_every)
-    bytes_a_step = VECTORS_A_REFERENCE * layout.read_size * 4 * config.num_replicas
+    bytes_a_step = VECTORS_A_REFERENCE * layout.read_size * 4 * config.replicas_in_all
     fits = config.audit.reference_mebibytes * 2**20 // bytes_a_step
     return frozenset(wanted[:fits]), max(0, len(wanted) - fits)
 

@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from trainer.audit.records import RunRecord
 from trainer.strategies.hosting import RunBroken, StopFlag
@@ -34,6 +34,7 @@ class ReplicaThreads:
         abort: wakes replicas that wait for each other; they raise `threading.BrokenBarrierError`, or end.
         report: called by the main thread, about twenty times a second and once after the last step.
         locks: watches the locks that replicas use, where any are watched.
+        hosted: the replicas of this process, where others have some too.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class ReplicaThreads:
         stop: StopFlag,
         stall_seconds: float,
         locks: LockWatch | None = None,
+        hosted: Sequence[int] | None = None,
     ) -> None:
         self._ended = ended
+        self._hosted = range(record.num_replicas) if hosted is None else hosted
         self.seconds = 0.0
         self._record, self._body = record, body
         self._abort, self._report = abort, report
@@ -67,7 +70,7 @@ class ReplicaThreads:
         """
         threads = [
             threading.Thread(target=self._replica, args=(own,), name=f"replica-{own}", daemon=True)
-            for own in range(self._record.num_replicas)
+            for own in self._hosted
         ]
         for thread in threads:
             thread.start()

@@ -49,8 +49,9 @@ class Steps:
         self.gradients: GradientHolder = PerReplica()
         self.x = torch.from_numpy(training.dataset.train_x)
         self.y = torch.from_numpy(training.dataset.train_y)
-        self.templates = [torch.from_numpy(training.layout.own_canaries(own)) for own in range(config.num_replicas)]
-        self._positions = [torch.from_numpy(training.positions(own)) for own in range(config.num_replicas)]
+        everyone = range(training.num_replicas)
+        self.templates = [torch.from_numpy(training.layout.own_canaries(own)) for own in everyone]
+        self._positions = [torch.from_numpy(training.positions(own)) for own in everyone]
         self._captured: dict[tuple[str, bool, int], Captured] = {}
         self.compiler = Compiler(config) if config.train.compiles else None
         self.libraries: dict[tuple[str, bool, int], Library] = {}

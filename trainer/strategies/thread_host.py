@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -63,6 +64,8 @@ class ThreadHost(ABC):
         self.to_evaluate: queue.SimpleQueue[tuple[int, Floats]] = queue.SimpleQueue()
         self.references: list[list[Reference]] = [[] for _ in range(training.num_replicas)]
         self.ended = threading.Event()
+        # The replicas whose threads are here.
+        self.hosted: Sequence[int] = range(training.num_replicas)
         self._reports_again = 0.0
 
     @abstractmethod
@@ -87,6 +90,7 @@ class ThreadHost(ABC):
             report=self.report,
             stop=self.stop,
             stall_seconds=self.config.train.stall_seconds,
+            hosted=self.hosted,
         )
         self.begin()
         threads.run()

@@ -161,14 +161,16 @@ class Threads(ThreadHost):
         mode: tuple[SharedVector, UpdateMode, list[Replica]] | None = None,
         steps: Steps | type[Steps] = Steps,
     ) -> None:
-        shared, self.mode, self.replicas = mode or build_mode(config, training)
+        shared, self.mode, replicas = mode or build_mode(config, training)
         super().__init__(config, training, record, watcher, stop, shared, steps)
+        self.replicas = {replica.replica_id: replica for replica in replicas}
+        self.hosted = list(self.replicas)
         self.apart = Apart(self.shared) if training.layout.apart else None
         shares_grad = mechanism(config, "gradients") == "shared"
         self.gradients: GradientHolder = SharedGrad(training.layout) if shares_grad else PerReplica()
         self.steps.gradients = self.gradients
         self.cursor = self._cursor()
-        self.computing = [Computing(self, replica.replica_id) for replica in self.replicas]
+        self.computing = {own: Computing(self, own) for own in self.hosted}
         self._audited, self._current = training.audited, training.precision.current
 
         # A sum per replica, each with one writer; in double precision, which adds no rounding of note to theirs.

@@ -26,8 +26,12 @@ class AllReduce:
 
     def __init__(self, shared: SharedVector, replicas: Sequence[Replica]) -> None:
         self.shared = shared
-        self.joint = JointUpdate(shared, replicas, self.scale(shared.num_trainers))
+        self.joint = self.join(shared, replicas)
         self.barrier = Barrier(len(replicas), "barrier")
+        self.leader = replicas[0].replica_id  # which does once what is done for all
+
+    def join(self, shared: SharedVector, replicas: Sequence[Replica]) -> JointUpdate:
+        return JointUpdate(shared, replicas, self.scale(shared.num_trainers))
 
     def scale(self, num_trainers: int) -> float:
         """What the sum over replicas is multiplied by: each replica's loss is the mean over its own batch."""
@@ -39,11 +43,11 @@ class AllReduce:
         compute(replica)
         self.barrier.wait()  # every contribution is there, and every snapshot was taken
         self.joint.add_share(replica)
-        if replica.replica_id == 0:
+        if replica.replica_id == self.leader:
             self.joint.commit()
         self.barrier.wait()  # every share is in, and no contribution is read any more
         replica.spent = not replica.keeps
-        if replica.replica_id == 0:
+        if replica.replica_id == self.leader:
             # After the barrier, since the shares' rules read the counter before it; nobody reads it again until this
             # replica, too, has reached the next one.
             self.joint.count()
@@ -52,7 +56,7 @@ class AllReduce:
         return self.joint.applied
 
     def added(self, replica: Replica) -> Tensor | None:
-        return self.joint.added if replica.replica_id == 0 else None
+        return self.joint.added if replica.replica_id == self.leader else None
 
     def abort(self) -> None:
         self.barrier.abort()

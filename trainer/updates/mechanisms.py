@@ -71,7 +71,7 @@ MODES: dict[str, Mechanism] = {
     for mode in (
         _mode(
             "all_reduce",
-            "threads mirrored",
+            "threads mirrored ddp",
             "barrier",
             "current",
             "barrier",
@@ -79,6 +79,19 @@ MODES: dict[str, Mechanism] = {
             "Replicas average their gradients and apply the mean once, together.",
             not_applicable="",
             given_up="",
+        ),
+        _mode(
+            "local_steps",
+            "ddp",
+            "barrier in each process",
+            "current in each process",
+            "the same; every so many steps the mean of all copies",
+            "no_lost_updates no_torn_reads atomic_updates replicas_identical same_bits",
+            "Each process steps by itself; every update_mode.average_every steps the copies are averaged.",
+            not_applicable="fresh_gradients joint_gradient",
+            given_up="",
+            not_elsewhere="it averages the copies of processes.",
+            remedy="update_mode=all_reduce reduces gradients in every step",
         ),
         _mode(
             "serialized",

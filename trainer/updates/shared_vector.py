@@ -6,8 +6,9 @@ what it is called. Every mode is written in terms of these: copy, delta, add, re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ Capture = Callable[..., Callable[..., Tensor]]
 MOST_CAPTURED = 8
 
 NOTHING = torch.empty(0)
+T = TypeVar("T")
 
 
 @dataclass
@@ -249,17 +251,20 @@ class JointUpdate:
 
     Attributes:
         added: float32 [layout.size], what the last update added, if replicas keep it (`Replica.keeps`).
+        sums_and_adds: whether nothing comes between the sum of a share and its addition.
 
     Thread-safety: shares are disjoint, so replicas may call `add_share` at the same time, between two barriers:
     contributions must be complete before, and nobody may read the vector until all are through.
     """
+
+    sums_and_adds: ClassVar[bool] = True
 
     def __init__(self, shared: SharedVector, replicas: Sequence[Replica], scale: float) -> None:
         layout = shared.layout
         self._shared = shared
         self._replicas = replicas
         self._scale = scale
-        self._parts = [Part(layout, share) for share in layout.shares(len(replicas))]
+        self._parts = self._of_each(Part(layout, share) for share in layout.shares(len(replicas)))
         self._counter = Part(layout, layout.nothing, counter=True) if shared.optimizer.counts else None
         transacted = layout.loss_scale and "loss_scale" not in layout.apart
         # Where each replica decides about its own overflows, the update is never skipped for all.
@@ -270,16 +275,23 @@ class JointUpdate:
         self.added = torch.zeros(layout.size)
         # In a free run: a call for a span instead of one for each operator, between which replicas queue for the GIL.
         self._in_one_call = shared.vector is shared.plain
-        self._scaled = self._scaled_shares() if self._in_one_call and shared.factors is not None else None
+        at_once = self.sums_and_adds and self._in_one_call and shared.factors is not None
+        self._scaled = self._scaled_shares() if at_once else None
         self._add_scaled = shares.add_scaled()
-        self._rules = {part: self._captured(part) for part in (*self._parts, self._counter) if part is not None}
+        self._rules = {
+            part: self._captured(part) for part in (*self._parts.values(), self._counter) if part is not None
+        }
         # What schedules call the replicas' contributions, which the others read.
-        self.contributions = [f"contribution {own}" for own in range(len(replicas))]
+        self.contributions = self._of_each(f"contribution {own}" for own in range(len(replicas)))
 
     @property
     def applied(self) -> Tensor:
         """What the optimizer was last given, if replicas keep it: float32 [read_size]; only values mean anything."""
         return self._total * self._scale
+
+    def _of_each(self, things: Iterable[T]) -> dict[int, T]:
+        """One thing for each replica, by its number."""
+        return {replica.replica_id: thing for replica, thing in zip(self._replicas, things, strict=True)}
 
     def add_share(self, replica: Replica) -> None:
         """Sum this replica's share over all replicas and add its delta to the shared values."""
@@ -291,12 +303,15 @@ class JointUpdate:
                 if replica.keeps:
                     self._total[span], self.added[span] = total, delta
             return
+        self._sum_values(part)
+        self._apply(part)
+
+    def _sum_values(self, part: Part) -> None:
         for span in (part.share.weights, part.share.statistics):
             if span.stop > span.start:
                 self._sum(span)
-        self._apply(part)
 
-    def _scaled_shares(self) -> list[list[tuple[slice, Tensor, list[Tensor]]]]:
+    def _scaled_shares(self) -> dict[int, list[tuple[slice, Tensor, list[Tensor]]]]:
         """For a rule that only multiplies: each share's spans, their shared values, and what sums are multiplied by.
 
         Views are made once, for each takes as long as a small operator.
@@ -308,10 +323,10 @@ class JointUpdate:
             means[segment.span] = self._scale if segment.kind == "weight" else self._statistics_scale
         # One after the other, as the rule has it: each product is rounded.
         scales = [shared.factors] if bool((means == 1).all()) else [means, shared.factors]
-        return [
-            [(span, shared.vector[span], [scale[span] for scale in scales]) for span in part.spans]
-            for part in self._parts
-        ]
+        return {
+            own: [(span, shared.vector[span], [scale[span] for scale in scales]) for span in part.spans]
+            for own, part in self._parts.items()
+        }
 
     def _captured(self, part: Part) -> Callable[..., Tensor] | None:
         """The rule for a share and the addition to the shared values; none where that is not worth its capture."""
@@ -350,7 +365,7 @@ class JointUpdate:
             contributions = [replica.contribution for replica in self._replicas]
             shares.sum_into()(self._total, contributions, span.start, span.stop)
             return
-        points(READ, "contributions", self.contributions, of=CONTRIBUTION)
+        points(READ, "contributions", list(self.contributions.values()), of=CONTRIBUTION)
         total = self._total[span].copy_(self._replicas[0].contribution[span])
         for other in self._replicas[1:]:
             total.add_(other.contribution[span])
@@ -363,7 +378,7 @@ class JointUpdate:
         skipped = None
         if self._flag is not None:
             # Each share counts for itself, in the same contributions: all come to the same decision.
-            skipped = skips(torch.stack([replica.contribution[self._flag] for replica in self._replicas]).sum())
+            skipped = skips(self._overflows(self._flag))
         part.fill(
             self.added,
             self._shared.optimizer,
@@ -373,6 +388,10 @@ class JointUpdate:
             skipped,
         )
         part.add(self._shared.vector, self.added)
+
+    def _overflows(self, flag: int) -> Tensor:
+        """How many replicas' gradients overflowed."""
+        return torch.stack([replica.contribution[flag] for replica in self._replicas]).sum()
 
 
 class Part:

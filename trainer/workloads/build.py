@@ -64,7 +64,7 @@ def network(config: Config, samples: data.Dataset) -> Network:
             for each in brought.values():
                 each(ops.zeros((1, *arguments["input_shape"])))  # a model that was not built has no variables before
             return KerasNetwork(brought, holder)
-        if config.strategy.name == "threads":
+        if config.strategy.name in ("threads", "ddp"):
             from trainer.workloads.torch_module import TorchNetwork
 
             return TorchNetwork(model, holder)

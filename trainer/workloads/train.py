@@ -66,8 +66,8 @@ class Training:
         self.dataset = build.dataset(config)
         # What could not be told before the data were loaded.
         validate_samples(config, Samples(len(self.dataset.train_x), self.dataset.train_x.shape[1:]))
-        self.num_replicas = config.num_replicas
-        self.num_trainers = config.num_replicas - config.train.evaluators
+        self.num_replicas = config.replicas_in_all
+        self.num_trainers = self.num_replicas - config.train.evaluators
         self.batch_size = config.train.batch_size
         self.seed = seed
         self.audited = config.audit.name != "none"
