@@ -119,7 +119,7 @@ class Cnn:
     name: str = "cnn"
     # Filters of each 3x3 convolution, each followed by a 2x2 max-pooling; each at least 1.
     filters: list[int] = field(default_factory=lambda: [16, 32])
-    # none, batch (each replica's own batch), sync_batch (the joint batch; mirrored only) or group.
+    # none, batch (each replica's own batch), sync_batch (the joint batch; not under threads or ddp) or group.
     normalization: str = "batch"
     # Share of what the last layer reads that is dropped in training, from 0 up to but without 1.
     dropout: float = 0.1
@@ -449,7 +449,12 @@ class Config:
 ONE_PROCESS = ("threads", "mirrored")
 # The built-in options of every group. One table: Hydra's groups, `show` and the messages are made from it.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "strategy": {"threads": Strategy(), "mirrored": Strategy("mirrored"), "ddp": Processes()},
+    "strategy": {
+        "threads": Strategy(),
+        "mirrored": Strategy("mirrored"),
+        "ddp": Processes(),
+        "multi_worker": Processes("multi_worker"),
+    },
     "update_mode": {
         **{name: UpdateMode(name) for name in MODES},
         "local_steps": LocalSteps(),

@@ -16,6 +16,7 @@ PACKAGES = {
     "threads": ("keras", "torch", "numpy"),
     "mirrored": ("keras", "tensorflow", "numpy"),
     "ddp": ("keras", "torch", "numpy"),
+    "multi_worker": ("keras", "tensorflow", "numpy"),
 }
 
 

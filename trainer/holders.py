@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainer.config import Config, Custom
 from trainer.state.mechanisms import HOLDERS, Holder
 from trainer.updates.mechanisms import MODES
-from trainer.updates.mirrored import ASSIGNMENTS
+from trainer.updates.mirrored import ASSIGNMENTS, MIRRORING
 from trainer.workloads.small import heeds, small
 
 # What one gets without thinking of replicas. A precision mode that main turns on is thread-local in the frameworks
@@ -69,7 +69,7 @@ def refusal(config: Config, key: str, name: str) -> str:
         return f"needs precision=mixed_float16: precision={config.precision.name} has no loss scale."
     if key == "batch_statistics":
         return _statistics_refusal(strategy, mode, name)
-    if key == "loss_scale" and name == "shared" and strategy == "mirrored" and not _own_write(mode):
+    if key == "loss_scale" and name == "shared" and strategy in MIRRORING and not _own_write(mode):
         return f"does not go with update_mode={mode}, which gives every copy the same value."
     return ""
 
@@ -78,9 +78,9 @@ def _statistics_refusal(strategy: str, mode: str, name: str) -> str:
     joined = [name for name, each in MODES.items() if "barrier" in each.read_under and strategy in each.strategies]
     if name == "reduced" and strategy == "threads" and mode not in joined:
         return f"needs update_mode={' or '.join(joined)}: update_mode={mode} never brings the replicas together."
-    if name == "reduced" and strategy == "mirrored" and ASSIGNMENTS[mode].reassigned:
+    if name == "reduced" and strategy in MIRRORING and ASSIGNMENTS[mode].reassigned:
         return f"does not go with update_mode={mode}, which sums whatever the replicas assign."
-    if name == "shared" and strategy == "mirrored" and not _own_write(mode):
+    if name == "shared" and strategy in MIRRORING and not _own_write(mode):
         return f"does not go with update_mode={mode}, which gives every copy the same value."
     return ""
 
@@ -112,7 +112,7 @@ def at_risk(config: Config) -> frozenset[str]:
     keys = [key for key in HOLDERS if heeds(config, f"state.{key}")]
     unsafe = {key: held for key in keys if not keeps(config, held := holder(config, key))}
     found = {held.guarantee for held in unsafe.values()}
-    if "first_call" in unsafe and config.strategy.name == "mirrored" and captures(config) and not config.controlled:
+    if "first_call" in unsafe and config.strategy.name in MIRRORING and captures(config) and not config.controlled:
         found.add("precision_as_asked")  # a graph keeps the full precision that the first call was traced in
     return frozenset(found)
 
@@ -145,6 +145,6 @@ def captures(config: Config) -> bool:
     By themselves not under `threads` with a precision or gradient holder that is not safe: the main thread captures, so
     a leak could not reach the layers. Under `mirrored` every replica is traced in its own thread, and a leak is frozen.
     """
-    if config.train.capture != "auto" or config.strategy.name == "mirrored":
+    if config.train.capture != "auto" or config.strategy.name in MIRRORING:
         return config.train.capture != "never"
     return all(holder(config, key).safe == "always" for key in ("precision", "gradients"))

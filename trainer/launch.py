@@ -20,7 +20,7 @@ from trainer.processes import Place
 from trainer.stop import REASONS
 
 ROOT = Path(__file__).resolve().parent.parent
-BACKENDS = {"threads": "torch", "mirrored": "tensorflow", "ddp": "torch"}
+BACKENDS = {"threads": "torch", "mirrored": "tensorflow", "ddp": "torch", "multi_worker": "tensorflow"}
 SHOW_CURSOR = "\x1b[?25h"
 
 

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer import tf_config
 from trainer.config import Config, ConfigError, Processes
 
 # Names that torchrun gives these, which a run's own process is told by as well, whoever has started it.
 RANK, SIZE, LOCAL_RANK, LOCAL_SIZE = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
-# The file by which processes of one machine that were started here find each other.
+# By what processes of one machine that were started here find each other: a file, or the variable that says it.
 MEETING = "TRAINER_MEETING"
 MEETING_NAME = ".meeting"
 
@@ -75,8 +76,17 @@ def _by_torchrun(environment: Mapping[str, str]) -> Place | None:
         raise ConfigError(f"the environment says {given}, which launchers set to whole numbers. Unset them.") from None
 
 
-# Strategy -> who looks for the place that a launcher has given a command.
-LAUNCHERS = {"ddp": _by_torchrun}
+def _by_tf_config(environment: Mapping[str, str]) -> Place | None:
+    task = None if MEETING in environment else tf_config.task(environment)
+    return None if task is None else Place(*task, launched=True)
+
+
+# Strategy -> who looks for the place that a launcher has given a command, and where it says of how many.
+LAUNCHERS = {"ddp": _by_torchrun, "multi_worker": _by_tf_config}
+TOLD = {
+    "ddp": f"{SIZE}={{}}, the processes that the launcher has started",
+    "multi_worker": "the {} workers of TF_CONFIG",
+}
 
 
 def _read(environment: Mapping[str, str]) -> Place:
@@ -106,8 +116,8 @@ def as_launched(config: Config) -> Config:
     asked = config.num_processes
     if asked not in (place.size, Processes().num_processes):
         raise ConfigError(
-            f"strategy.num_processes={asked} differs from {SIZE}={place.size}, the processes that the launcher has "
-            "started. Leave strategy.num_processes out."
+            f"strategy.num_processes={asked} differs from {TOLD[config.strategy.name].format(place.size)}. "
+            "Leave strategy.num_processes out."
         )
     strategy = dataclasses.replace(config.strategy, num_processes=place.size)
     return dataclasses.replace(config, strategy=strategy)
@@ -159,5 +169,10 @@ def _by_file(place: Place, folder: Path) -> dict[str, str]:
     return found
 
 
+def _by_port(place: Place, folder: Path) -> dict[str, str]:
+    """TensorFlow's own way: the addresses of all."""
+    return {MEETING: tf_config.NAME, tf_config.NAME: tf_config.on_loopback(place.rank, place.size, folder)}
+
+
 # Strategy -> what each process is given to find the others by, where they are started here.
-MEETINGS = {"ddp": _by_file}
+MEETINGS = {"ddp": _by_file, "multi_worker": _by_port}

@@ -31,6 +31,7 @@ from trainer.schedule.replay import cut, hash_of
 from trainer.schedule.tokens import BadToken, parse
 from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
+from trainer.updates.mirrored import MIRRORING
 from trainer.workloads.small import EVERYBODYS, MAX_REPLICAS, SmallWorkload, heeds, small
 from trainer.workloads.small import check as check_small
 
@@ -205,7 +206,8 @@ def _validate_mode(config: Config) -> None:
     if strategy in mode.strategies:
         return
     fits = [name for name, other in MODES.items() if strategy in other.strategies and name != "custom"]
-    why = "processes share no copy." if isinstance(config.strategy, Processes) else mode.not_elsewhere
+    mirrors = strategy == "multi_worker" and "mirrored" in mode.strategies
+    why = "processes share no copy." if isinstance(config.strategy, Processes) and not mirrors else mode.not_elsewhere
     raise ConfigError(
         f"update_mode={mode.name} needs strategy={' or '.join(mode.strategies)}: {why} "
         f"strategy={strategy} takes {', '.join(fits)}."
@@ -227,7 +229,7 @@ def _validate_processes(config: Config) -> None:
             f"train.evaluators={config.train.evaluators} does not go with {strategy}, whose replicas all train. "
             "Leave it out."
         )
-    if config.audit.trace_steps:
+    if config.audit.trace_steps and config.strategy.name == "ddp":
         raise ConfigError(
             f"audit.trace_steps={config.audit.trace_steps} does not go with {strategy}, whose processes are not "
             + ("traced. Add audit.trace_steps=0." if config.audit.name == "full" else "traced. Try audit=counters.")
@@ -299,10 +301,10 @@ def _validate_model(config: Config) -> None:
     if not model.filters:
         raise ConfigError("model.filters must name at least one convolution; got []. Try model.filters=[16,32].")
     _one_of("model.normalization", model.normalization, NORMALIZATIONS)
-    if model.normalization == "sync_batch" and config.strategy.name != "mirrored":
+    if model.normalization == "sync_batch" and config.strategy.name not in MIRRORING:
         raise ConfigError(
-            "model.normalization=sync_batch needs strategy=mirrored: Keras has no synchronized BatchNormalization on "
-            "PyTorch. Try model.normalization=group."
+            f"model.normalization=sync_batch needs strategy={' or '.join(MIRRORING)}: Keras has no synchronized "
+            "BatchNormalization on PyTorch. Try model.normalization=group."
         )
 
 

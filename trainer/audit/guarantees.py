@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config import Custom, Search, Seeded
 from trainer.updates.mechanisms import MODES
+from trainer.updates.mirrored import MIRRORING
 from trainer.workloads.small import small
 
 if TYPE_CHECKING:
@@ -76,15 +77,15 @@ def checkable(config: Config) -> tuple[str, ...]:
 HINTS = {
     "joint_gradient": "It needs a mode that joins gradients, and a model whose replicas normalize alike: "
     "update_mode=all_reduce, model.normalization=group.",
-    "replicas_identical": "It needs copies to compare: strategy=mirrored or ddp.",
+    "replicas_identical": "It needs copies to compare: strategy=mirrored, multi_worker or ddp.",
     "same_bits": "It needs runs to compare: audit.repeat=2, or schedule=search.",
     "no_deadlock": "It needs to know who waits for whom: schedule=search.",
 }
 
 
 def has_copies(config: Config) -> bool:
-    """Whether the shared variables have several copies: one for each replica under mirrored, else for each process."""
-    return config.strategy.name == "mirrored" or config.num_processes > 1
+    """Whether the shared variables have several copies: one for each mirrored replica, else for each process."""
+    return config.strategy.name in MIRRORING or config.num_processes > 1
 
 
 def has_joint_gradient(config: Config) -> bool:

@@ -20,6 +20,7 @@ from trainer.holders import holder, mechanism
 from trainer.schedule.replay import command
 from trainer.state.mechanisms import HOLDERS
 from trainer.updates.mechanisms import MODES
+from trainer.updates.mirrored import MIRRORING
 from trainer.workloads import small as smalls
 from trainer.workloads.small import heeds, small
 
@@ -87,7 +88,7 @@ def _distinct(outcomes: Sequence[str], explored: Explored | None) -> int | None:
 
 
 def _of_one_run(config: Config) -> Covers:
-    return Covers("only_order" if config.strategy.name == "mirrored" else "this_run")
+    return Covers("only_order" if config.strategy.name in MIRRORING else "this_run")
 
 
 def claimed(config: Config) -> frozenset[str]:
@@ -149,7 +150,7 @@ def find(config: Config, record: RunRecord) -> dict[str, Finding]:
 def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[PrecisionRow]]:
     mode = MODES[config.update_mode.name]
     # Copies that are each updated by themselves have an order each.
-    own_copies = config.strategy.name == "mirrored" or mode.name == "local_steps"
+    own_copies = config.strategy.name in MIRRORING or mode.name == "local_steps"
     precision, rows = precision_findings.computed_precision(record)
     derived = mechanism(config, "random_numbers") == "derived"
     repeatable = derived or not record.draws

@@ -23,7 +23,7 @@ class Holder:
     guarantee: str
     safe: str
     summary: str
-    strategies: tuple[str, ...] = ("threads", "mirrored")
+    strategies: tuple[str, ...] = ("threads", "mirrored", "multi_worker")
     not_elsewhere: str = ""
     remedy: str = ""
 
@@ -44,8 +44,8 @@ def _table(guarantee: str, remedy: str, *holders: tuple[str, str, str, str, str]
     }
 
 
-# Several processes take what cannot go wrong in one.
-_ALL, _BOTH, _THREADS = "threads mirrored ddp", "threads mirrored", "threads"
+# Several processes of PyTorch take what cannot go wrong in one.
+_ALL, _BOTH, _THREADS = "threads mirrored ddp multi_worker", "threads mirrored multi_worker", "threads"
 
 # Key of `state` -> mechanisms by name, safest first.
 HOLDERS: dict[str, dict[str, Holder]] = {

@@ -387,4 +387,9 @@ ASKED_BY: Mapping[str, Mapping[str, str]] = {
         # What makes `tf.distribute.get_replica_context()` the replica's.
         "TensorFlow strategy": "MirroredStrategy, replica",
     },
+    "multi_worker": {
+        "TensorFlow eager execution": ANY,
+        "TensorFlow device": ANY,
+        "TensorFlow strategy": "MultiWorkerMirroredStrategy, replica",
+    },
 }

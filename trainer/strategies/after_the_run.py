@@ -64,7 +64,7 @@ class AfterTheRun:
 
         def look() -> None:
             own = replica_id()
-            run.runners[own](lambda: compare_settings(run.record, own))
+            run.runners[run.at(own)](lambda: compare_settings(run.record, own))
 
         run.strategy.run(look)
 
@@ -84,8 +84,8 @@ class AfterTheRun:
         run, step = self._run, reference.step
         key = (reference.batch if run.position is not None else 0, [snapshot.tobytes() for snapshot in given])
         if step not in self._again or self._again[step][0] != key:
-            for own, snapshot in enumerate(given):
-                padded = np.pad(snapshot, (0, run.layout.size - run.layout.read_size))
+            for own in run.own_ids:
+                padded = np.pad(given[own], (0, run.layout.size - run.layout.read_size))
                 run.put_in_copy(run.flat, own, padded)
             if run.position is not None:
                 run.put(run.position, np.int32(reference.batch))

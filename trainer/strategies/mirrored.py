@@ -120,7 +120,9 @@ class Mirrored:
         self.config, self.training, self.record = config, training, record
         self.watcher, self.stop = watcher, stop
         self.layout = training.layout
-        self.num_replicas = config.num_replicas
+        self.num_replicas = training.num_replicas
+        # The replicas that are hosted here; what stands in a list by device is in their order.
+        self.own_ids = self.hosted()
         self.full = config.audit.name == "full"
         self.assignment = ASSIGNMENTS[config.update_mode.name]
         averaged = self.assignment.reduced and self.assignment.averaged
@@ -134,10 +136,10 @@ class Mirrored:
             1.0 / training.num_trainers if self.reduces_statistics else self.scale,
             training.growth_steps,
         )
-        self.devices = _devices(self.num_replicas)
+        self.strategy = self.make_strategy()
+        self.devices = list(self.strategy.extended.worker_devices)
         # Otherwise the write is the optimizer's delta, added: what it is added to nobody has to look at before.
         self.needs_base = training.audited or self.assignment.reassigned or self.deltas.needs_base
-        self.strategy = tf.distribute.MirroredStrategy(self.devices, cross_device_ops=DirectReduction())
         with self.strategy.scope():
             self.flat = tf.Variable(
                 training.initial, aggregation=tf.VariableAggregation[self.assignment.aggregation], name=SHARED
@@ -153,7 +155,7 @@ class Mirrored:
         self.train_x = self._on_each(training.dataset.train_x)
         self.train_y = self._on_each(training.dataset.train_y)
         self.first_canaries = tf.constant(self.layout.canaries[0, 0].astype(np.int32))
-        self.places = [self.place(own, own) for own in range(self.num_replicas)]
+        self.places = [self.place(own, own) for own in self.own_ids]
         self.captures = captures(config)
         self.take_steps = self._take_steps_eagerly
         if self.captures:
@@ -161,6 +163,13 @@ class Mirrored:
         self.predict = tf.function(training.predict, autograph=False)
         self.after_the_run = AfterTheRun(self)
         self._make_ready()
+
+    def hosted(self) -> range:
+        """The replicas that are hosted in this process."""
+        return range(self.num_replicas)
+
+    def make_strategy(self) -> tf.distribute.Strategy:
+        return tf.distribute.MirroredStrategy(_devices(self.num_replicas), cross_device_ops=DirectReduction())
 
     def begin_again(self, record: RunRecord) -> None:
         """Forget what was trained, and train into another record."""
@@ -181,10 +190,18 @@ class Mirrored:
                 found.append(tf.identity(first))
         return found
 
+    def at(self, own: int) -> int:
+        """Where what belongs to a replica of this process stands in a list by device."""
+        return own - self.own_ids.start
+
+    def device(self, own: int) -> str:
+        found: str = self.devices[self.at(own)]
+        return found
+
     def place(self, own: int, role: int) -> Place:
         """What replica `own` needs to take the part of replica `role`."""
         template = self.layout.own_canaries(role)
-        with tf.device(self.devices[own]):
+        with tf.device(self.device(own)):
             return Place(
                 tf.constant(template),
                 [tf.constant(template[gap]) for gap in self.training.gaps],
@@ -200,22 +217,22 @@ class Mirrored:
             tf.TensorSpec([self.training.batch_size], tf.int32),
         )
         plan, number = tf.TensorSpec([None, self.training.batch_size], tf.int32), tf.TensorSpec([], tf.int32)
-        each = [(plan, number, place)] * self.num_replicas
+        each = [(plan, number, place)] * len(self.own_ids)
         return tf.TensorSpec([None, 2], tf.int32), number, *(list(part) for part in zip(*each, strict=True))
 
     def _make_ready(self) -> None:
         self.record.engine = "tf.function" if self.captures else "eager"
-        self.runners = [self.training.precision.hand_over() for _ in range(self.num_replicas)]
+        self.runners = [self.training.precision.hand_over() for _ in self.own_ids]
         # What each replica's Python code noted each time that it ran: at every step, or once, while it was traced.
         self.noted: list[list[Noted]] = [[] for _ in range(self.num_replicas)]
 
     def put(self, variable: Any, value: Any) -> None:
         """Set every copy of a variable."""
-        for own in range(self.num_replicas):
+        for own in self.own_ids:
             self.put_in_copy(variable, own, value)
 
     def put_in_copy(self, variable: Any, own: int, value: Any) -> None:
-        self.strategy.experimental_local_results(variable)[own].assign(value)
+        self.strategy.experimental_local_results(variable)[self.at(own)].assign(value)
 
     @property
     def shares_iterator(self) -> bool:
@@ -227,12 +244,13 @@ class Mirrored:
         kept_steps, self.record.references_skipped = reference_steps(self.config, self.layout)
         self.make_first_call()
         first, length, started = 0, FIRST_STEPS, time.perf_counter()
-        while first < steps and not self.stop.is_set():
+        stopped = self.stop.is_set()
+        while first < steps and not stopped:
             last = self._next_stop(first, first + length)
             called = time.perf_counter()
             kept = [step for step in range(first, last) if step in kept_steps]
             results = self.call(first, last, kept)
-            seconds = max(time.perf_counter() - called, 1e-6)
+            seconds, stopped = self.agree(max(time.perf_counter() - called, 1e-6))
             length = max(1, min(2 * length, int((last - first) * CALL_SECONDS / seconds)))
             for recorder, result in zip(recorders, results, strict=True):
                 self.read_off(recorder, first, result.rows)
@@ -246,12 +264,16 @@ class Mirrored:
             self._report(last)
             first = last
         self.record.copies = self.copies()
-        if self.stop.is_set():
+        if stopped:
             return
         self._evaluate(steps)
         if self.training.audited:
             self.after_the_run.complete()
             self.after_the_run.look_again()
+
+    def agree(self, seconds: float) -> tuple[float, bool]:
+        """What all who host replicas go by after a call that took `seconds`: its time, and whether to stop."""
+        return seconds, self.stop.is_set()
 
     def _next_stop(self, first: int, last: int) -> int:
         """Where a call that begins at `first` ends: by `last`, or before an evaluation."""
@@ -270,9 +292,8 @@ class Mirrored:
             The step's row; as audited, its snapshot, contribution and their total; under `audit=full` its sums.
         """
         own = replica_id()
-        outcome: tuple[Tensor, ...] = self.runners[own](
-            lambda: self._own_step(own, samples[own], steps[own], places[own])
-        )
+        at = self.at(own)
+        outcome: tuple[Tensor, ...] = self.runners[at](lambda: self._own_step(own, samples[at], steps[at], places[at]))
         return outcome
 
     def _own_step(self, own: int, samples: Tensor, step: Tensor, place: Place) -> tuple[Tensor, ...]:
@@ -292,8 +313,8 @@ class Mirrored:
                 gradients_by_tape,
                 prefix,
                 place.template,
-                tf.gather(self.train_x[own], samples),
-                tf.gather(self.train_y[own], samples),
+                tf.gather(self.train_x[self.at(own)], samples),
+                tf.gather(self.train_y[self.at(own)], samples),
                 samples,
                 step,
                 place.positions,
@@ -352,7 +373,7 @@ class Mirrored:
         at = self.position.read_value()
         point_in_copy(UPDATE, "cursor", of=CURSOR)
         self.position.assign_add(1)
-        return at, tf.gather(self.tables[own], at)
+        return at, tf.gather(self.tables[self.at(own)], at)
 
     def _draw(self, shape: tuple[int, int]) -> Tensor:
         """32-bit words as Keras' random layers draw: from a seed that is a variable, and counts the draws."""
@@ -391,13 +412,13 @@ class Mirrored:
             )
             return tuple(after)
 
-        carried = tuple(self._begun(own, plan) for own, plan in enumerate(plans))
+        carried = tuple(self._begun(own, plan) for own, plan in zip(self.own_ids, plans, strict=True))
         if not self.training.audited:
             carried = steps(tf.shape(plans[0])[0], carried)
             return [[each.rows.stack()] for each in carried]
 
         def body(block: Tensor, carried: Any, kept: Any) -> Any:
-            before = [self._snapshot(own) for own in range(self.num_replicas)]
+            before = [self._snapshot(own) for own in self.own_ids]
             carried = steps(blocks[block, 0], carried)
             slot = blocks[block, 1]
             found = [(snapshot, *each.vectors) for snapshot, each in zip(before, carried, strict=True)]
@@ -420,7 +441,7 @@ class Mirrored:
 
     def _begun(self, own: int, plan: Tensor) -> Carried:
         """What a replica carries into a call's first step."""
-        with tf.device(self.devices[own]):
+        with tf.device(self.device(own)):
             nothing = tf.zeros([self.layout.read_size])
             vectors = (nothing, nothing) if self.training.audited else ()
             sums = (tf.zeros([2, self.layout.size], tf.float64),) if self.full else ()
@@ -449,8 +470,8 @@ class Mirrored:
 
     def _snapshot(self, own: int) -> Tensor:
         """What a replica reads now."""
-        copy = self.strategy.experimental_local_results(self.flat)[own]
-        with tf.device(self.devices[own]):
+        copy = self.strategy.experimental_local_results(self.flat)[self.at(own)]
+        with tf.device(self.device(own)):
             return copy.read_value()[: self.layout.read_size]
 
     def _take_steps_eagerly(
@@ -467,7 +488,7 @@ class Mirrored:
             samples, steps = [plan[done] for plan in plans], [first + done for first in firsts]
             taken.append(self._results(self.strategy.run(self.replica_step, args=(samples, steps, places))))
         kept = [int(end) - 1 for end, slot in blocks.numpy() if slot < num_kept]
-        return [self._together([step[own] for step in taken], kept) for own in range(self.num_replicas)]
+        return [self._together([step[at] for step in taken], kept) for at in range(len(self.own_ids))]
 
     def _together(self, taken: Sequence[tuple[Tensor, ...]], kept: Sequence[int]) -> list[Tensor]:
         """One replica's steps of a call as `_take_steps` returns them."""
@@ -517,11 +538,15 @@ class Mirrored:
 
         Args:
             roles: whose part each replica takes; its own where None.
+
+        Returns:
+            Every replica's results.
         """
         plan = self.training.batches.indices(first, last)
-        places = self.places if roles is None else [self.place(own, role) for own, role in enumerate(roles)]
+        taken = [roles[own] if roles else own for own in self.own_ids]
+        places = self.places if roles is None else [self.place(*each) for each in zip(self.own_ids, taken, strict=True)]
         plans, firsts = [], []
-        for device, role in zip(self.devices, roles or range(self.num_replicas), strict=True):
+        for device, role in zip(self.devices, taken, strict=True):
             with tf.device(device):
                 plans.append(tf.constant(plan[:, role]))
                 firsts.append(tf.constant(first))
@@ -531,6 +556,10 @@ class Mirrored:
 
     def copies(self) -> Floats:
         """All copies of the flat vector: float32 [num_replicas, layout.size]."""
+        return self.own_copies()
+
+    def own_copies(self) -> Floats:
+        """Those of the replicas that are hosted here."""
         return np.stack([copy.numpy() for copy in self.strategy.experimental_local_results(self.flat)])
 
     def _report(self, step: int) -> None:
@@ -540,8 +569,13 @@ class Mirrored:
             self._evaluate(step)
         if self.training.audited:
             # Missing from any copy is missing.
-            kept = np.min([self.layout.kept(copy) for copy in self.copies()], axis=0)
+            kept = self.kept()
             self.watcher.kept(step, float(kept.sum()), step * self.num_replicas)
+
+    def kept(self) -> Floats:
+        """Per replica, how many of its updates are in every copy: float32 [num_replicas]."""
+        found: Floats = np.min([self.layout.kept(copy) for copy in self.own_copies()], axis=0)
+        return found
 
     def keep_references(self, step: int, slot: int, results: Sequence[Outcome], noted: Sequence[Noted]) -> None:
         """Keep the gradients of one step, by replica: those that stand at `slot` of the results, and its notes."""
@@ -568,7 +602,7 @@ class Mirrored:
                 self.record.magnitudes = magnitudes + _or_zero(self.record.magnitudes)
 
     def _evaluate(self, step: int) -> None:
-        prefix = tf.constant(self.copies()[0, : self.layout.read_size])
+        prefix = tf.constant(self.own_copies()[0, : self.layout.read_size])
         test = self.training.dataset
         evaluation = evaluate(step, lambda x: self.predict(prefix, tf.constant(x)).numpy(), test.test_x, test.test_y)
         self.record.evaluations.append(evaluation)

@@ -65,13 +65,14 @@ def _mode(
 
 _NO_SHARED_COPY = "under mirrored every replica writes its own copy, so there is no shared one to race on."
 _NO_OWN_COPY = "under threads all replicas share one copy, so none can drift away."
+_NO_FIRST_OF_ALL = "there is one copy under threads, and a first replica of each worker under multi_worker."
 
 MODES: dict[str, Mechanism] = {
     mode.name: mode
     for mode in (
         _mode(
             "all_reduce",
-            "threads mirrored ddp",
+            "threads mirrored ddp multi_worker",
             "barrier",
             "current",
             "barrier",
@@ -192,7 +193,7 @@ MODES: dict[str, Mechanism] = {
         ),
         _mode(
             "unreduced",
-            "mirrored",
+            "mirrored multi_worker",
             "own copy",
             "own copy",
             "nothing",
@@ -213,12 +214,12 @@ MODES: dict[str, Mechanism] = {
             "Only replica 0's update is applied (aggregation ONLY_FIRST_REPLICA); the others' are dropped.",
             not_applicable="",
             given_up="",
-            not_elsewhere=_NO_OWN_COPY,
+            not_elsewhere=_NO_FIRST_OF_ALL,
             remedy="update_mode=all_reduce reduces the gradients before they are applied",
         ),
         _mode(
             "reassigned_sum",
-            "mirrored",
+            "mirrored multi_worker",
             "own copy",
             "own copy",
             "assign(v + delta) under SUM",
@@ -231,7 +232,7 @@ MODES: dict[str, Mechanism] = {
         ),
         _mode(
             "unscaled_sum",
-            "mirrored threads",
+            "mirrored multi_worker threads",
             "barrier",
             "current",
             "barrier, sum of mean losses",

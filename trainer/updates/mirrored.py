@@ -1,4 +1,4 @@
-"""Update modes of `strategy=mirrored`: what is done between a replica's contribution and its copy of the variables.
+"""Update modes of mirrored replicas: what is done between a contribution and a replica's copy of the variables.
 
 Every replica has its own copy of the flat vector. A mode is two choices: whether contributions are reduced before the
 optimizer's rule meets them, and how TensorFlow aggregates the final assignment to the copies. No framework is imported
@@ -8,6 +8,9 @@ here; the strategy carries the choices out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+# Strategies that give every replica a copy of its own.
+MIRRORING = ("mirrored", "multi_worker")
 
 
 @dataclass(frozen=True)

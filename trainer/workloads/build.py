@@ -70,7 +70,9 @@ def network(config: Config, samples: data.Dataset) -> Network:
             return TorchNetwork(model, holder)
     except TypeError as error:
         raise ConfigError(f"{target}: {error}") from error
-    raise ConfigError(f"{target} must return a keras.Model under strategy=mirrored; got {type(model).__name__}.")
+    raise ConfigError(
+        f"{target} must return a keras.Model under strategy={config.strategy.name}; got {type(model).__name__}."
+    )
 
 
 def _passed_dtypes(config: Config) -> Iterable[str]:
