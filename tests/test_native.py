@@ -51,8 +51,12 @@ def cases() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("native")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("native")
+
+
+@pytest.fixture(scope="module")
+def held(folder: Path) -> dict[str, Any]:
     given = cases()
     for fields in given.values():
         fields["train"]["compile_cache"] = str(folder / "cache")
@@ -62,6 +66,26 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     subprocess.run([sys.executable, HERE / "hold_all.py", "threads", asked, output], env=environment, check=True)
     found: dict[str, Any] = json.loads(output.read_text())
     return found
+
+
+def test_the_native_loop_goes_on_from_a_checkpoint_as_if_it_had_not_ended(held: dict[str, Any], folder: Path) -> None:
+    output = folder / "went_on.json"
+    environment = os.environ | {"KERAS_BACKEND": "torch", "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)])}
+    command = [sys.executable, HERE / "go_on_all.py", "threads", folder / "went_on", output, folder / "cache"]
+    subprocess.run(command, env=environment, check=True)
+    found = json.loads(output.read_text())
+    for case in found.values():
+        assert case["after"]["engine"] == "native"
+        assert case["after"]["verdict"] == "upheld"
+        assert case["after"]["metrics"]["updates_kept"] == case["whole"]["metrics"]["updates_expected"]
+    whole, after = found["all_reduce"]["whole"], found["all_reduce"]["after"]
+    for each in (whole, after):
+        # Whoever comes first compiles.
+        each["guarantees"] = [told for told in each["guarantees"] if told[0] != "own_compiled_step"]
+    for what in whole:
+        if what not in ("checkpoints", "resumed"):
+            assert after[what] == whole[what], what
+    assert after["outcome"] != found["all_reduce"]["before"]["outcome"]
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -410,6 +410,15 @@ class Train:
 
 
 @dataclass
+class Checkpoint:
+    # Steps between checkpoints in the run's folder, from 0 on; one more after the last step. 0 makes none. All replicas
+    # meet at each, also those of update modes in which none waits for another.
+    every: int = 0
+    # Checkpoints that are kept, the newest; at least 1.
+    keep: int = 3
+
+
+@dataclass
 class Config:
     strategy: Any = field(default_factory=Strategy)
     update_mode: Any = field(default_factory=UpdateMode)
@@ -424,6 +433,10 @@ class Config:
     workload: Any = field(default_factory=Workload)
     audit: Audit = field(default_factory=Audit)
     train: Train = field(default_factory=Train)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    # Folder of a run to go on from, at the newest of its checkpoints that is whole. The command must be that run's but
+    # for keys that change nothing about the steps taken; train.steps may grow.
+    resume: str = ""
     # The mildest verdict that exits with status 1: violated, anomaly, inconclusive or never.
     fail_on: str = "violated"
     # Guarantees to be held to besides the ones that the update mode claims.

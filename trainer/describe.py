@@ -47,7 +47,7 @@ def describe(config: Config, command: str) -> dict[str, Any]:
         "threads_per_replica": threads_per_replica(config),
         "cores": cores(),
         "duration_seconds": None,
-        "versions": _versions(config),
+        "versions": versions(config),
     }
 
 
@@ -72,11 +72,12 @@ def threads_per_replica(config: Config) -> int:
     return config.train.threads_per_replica or max(1, cores() // max(1, local_size(config) * config.num_replicas))
 
 
-def _versions(config: Config) -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions(config: Config) -> dict[str, str]:
+    """Of Python and the packages that the strategy computes with, by name."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES.get(config.strategy.name, ()):
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+            found[package] = "not installed"
+    return found

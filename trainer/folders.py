@@ -14,7 +14,7 @@ from trainer.describe import describe
 log = logging.getLogger(__name__)
 
 # Any of these in a folder says that a run, or a sweep, was there.
-TRACES = (FILE_NAME, "events.out.tfevents.*", ".hydra", "multirun.yaml")
+TRACES = (FILE_NAME, "events.out.tfevents.*", ".hydra", "multirun.yaml", "checkpoints/step_*")
 
 
 def claim(folder: Path, key: str, *, below: bool = False, shared: bool = False) -> None:

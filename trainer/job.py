@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from trainer.audit.verdict import FILE_NAME, Error
+from trainer.checkpoint.store import steps_in
 from trainer.config import ConfigError
 from trainer.folders import from_here, settle
 from trainer.invocation import INVOCATION, command_of, complain, config_of
@@ -82,5 +83,7 @@ def _tell(folder: Path, status: int, worker: bool) -> None:
     verdict: dict[str, Any] = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
     if error := verdict["error"]:
         complain(f"{folder} is broken: {error['kind']}: {error['message']}", status)
+        if steps := steps_in(folder):
+            complain(f"resume={folder} goes on after step {steps[0]}, with the same command otherwise.")
     elif worker:
         print(f"{folder.name}: {verdict['verdict']}", flush=True)

@@ -8,6 +8,7 @@ from dataclasses import is_dataclass
 
 from trainer.audit.guarantees import GUARANTEES, HINTS, checkable
 from trainer.bring import check
+from trainer.checkpoint import resume
 from trainer.config import (
     OPTIONS,
     Cnn,
@@ -44,6 +45,7 @@ CAPTURE = ("auto", "always", "never")
 ENGINES = ("torchscript", "inductor", "native")
 GRANULARITIES = ("variable", "memory")
 SAMPLERS = ("both", "random_walk", "priorities")
+CHECKPOINTED = ("threads", "mirrored")  # strategies that save and go on
 FAIL_ON = ("violated", "anomaly", "inconclusive", "never")
 
 
@@ -67,6 +69,7 @@ def validate(config: Config) -> None:
     _validate_schedule(config)
     _validate_trace(config)
     _validate_required(config)
+    _validate_checkpoints(config)
 
 
 def _at_least(key: str, value: float, least: float, advice: str = "") -> None:
@@ -109,6 +112,8 @@ def _validate_ranges(config: Config) -> None:
     _at_least("audit.digest_every", audit.digest_every, 1)
     _at_least("audit.reference_mebibytes", audit.reference_mebibytes, 1)
     _at_least("audit.trace_steps", audit.trace_steps, 0)
+    _at_least("checkpoint.every", config.checkpoint.every, 0)
+    _at_least("checkpoint.keep", config.checkpoint.keep, 1)
     if not 1 <= audit.repeat <= 100:
         raise ConfigError(f"audit.repeat must be between 1 and 100; got {audit.repeat}.")
     if isinstance(config.update_mode, LocalSteps):
@@ -469,3 +474,28 @@ def _validate_required(config: Config) -> None:
                 hint = "Leave workload out to check the others."
             checks = ", ".join(can) or "nothing"
             raise ConfigError(f"require={name} cannot be checked by this run, which checks {checks}. {hint}".strip())
+
+
+def _validate_checkpoints(config: Config) -> None:
+    """Hold checkpoints to a run whose state is known whole, and `resume` to a checkpoint of the same run."""
+    if not config.checkpoint.every and not config.resume:
+        return
+    given = f"resume={config.resume}" if config.resume else f"checkpoint.every={config.checkpoint.every}"
+    if config.strategy.name not in CHECKPOINTED:
+        raise ConfigError(f"{given} needs strategy={' or '.join(CHECKPOINTED)}.")
+    if isinstance(config.workload, Custom):
+        raise ConfigError(f"{given} does not go with workload=custom: a loop of your own keeps its place itself.")
+    if isinstance(config.update_mode, Custom):
+        raise ConfigError(
+            f"{given} does not go with update_mode._target_={config.update_mode._target_}: what an update mode of your "
+            "own keeps would not be in a checkpoint."
+        )
+    if config.controlled:
+        raise ConfigError(f"{given} needs schedule=free: schedule={config.schedule.name} makes short runs, many times.")
+    if config.audit.repeat > 1:
+        raise ConfigError(
+            f"{given} does not go with audit.repeat={config.audit.repeat}, which makes the whole run again. "
+            "Leave audit.repeat out."
+        )
+    if config.resume:
+        resume.found(config)

@@ -18,6 +18,7 @@ from trainer.audit.judge import find, judge
 from trainer.audit.orders import Explored
 from trainer.audit.records import Evaluation, ReplicaRecord, RunRecord
 from trainer.audit.verdict import Error, ErrorKind, Verdict, save
+from trainer.checkpoint.checkpoints import Checkpoints, digests
 from trainer.config import Config, ConfigError, Custom, Replay
 from trainer.describe import describe, threads_per_replica
 from trainer.explore import Broken, Explorer
@@ -59,12 +60,14 @@ def run(config: Config, folder: Path, command: str, stop: Stop) -> Verdict | Non
         return _take_part(config, folder, command, stop, place)
     started = time.monotonic()
     with Observer(config, folder) as observer:
-        came = _Came(_empty_record(config))
+        came = _Came(_empty_record(config), folder)
         _train(config, came, observer, stop)
         if stop.is_set():
             came.error = _stopped(came, stop.reason or "", place)
         about = describe(config, command)
         about["engine"] = came.record.engine or None
+        if came.checkpoints is not None:
+            about |= {"resumed": came.checkpoints.resumed, "checkpoints": came.checkpoints.told}
         about["duration_seconds"] = round(time.monotonic() - started, 3)
         if config.audit.name == "full":
             history.save(came.record, folder)
@@ -110,14 +113,18 @@ class _Came:
     """What a run has come to.
 
     Attributes:
+        folder: the run's.
         outcomes: what it and each of its repetitions ended in.
         explored: what its orders showed, where a schedule has had it run in many.
+        checkpoints: what it has saved and what it has gone on from, if it does either.
     """
 
     record: RunRecord
+    folder: Path
     error: Error | None = None
     outcomes: list[str] = field(default_factory=list)
     explored: Explored | None = None
+    checkpoints: Checkpoints | None = None
 
 
 def _train(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
@@ -161,10 +168,24 @@ def _repeat(config: Config, came: _Came, watcher: Watcher, stop: Stop, strategy:
         training = Training(config)
         own = _empty_record(config) if repetition else came.record
         _prepare(config, own, training)
-        strategy.train(config, training, own, UNWATCHED if repetition else watcher, stop)
+        came.checkpoints = _checkpoints(config, came, training, watcher)
+        # Strategies that save take it; the rules see to it that no other is asked to.
+        saving = {} if came.checkpoints is None else {"checkpoints": came.checkpoints}
+        strategy.train(config, training, own, UNWATCHED if repetition else watcher, stop, **saving)
         if stop.is_set():
             break
         came.outcomes.append(copies.outcome(own))
+
+
+def _checkpoints(config: Config, came: _Came, training: Training, watcher: Watcher) -> Checkpoints | None:
+    """What is saved, and what is gone on from, which is in the record then; None where it is neither."""
+    if not config.checkpoint.every and not config.resume:
+        return None
+    made_of = digests(training.layout, training.initial, training.dataset)
+    checkpoints = Checkpoints(config, came.folder, made_of, came.record, watcher.warned)
+    for evaluation in came.record.evaluations:
+        watcher.evaluated(evaluation)
+    return checkpoints
 
 
 def _module(own: SmallWorkload) -> ModuleType:
@@ -247,6 +268,8 @@ class _Unwatched:
     def kept(self, step: int, kept: float, made: int) -> None: ...
 
     def evaluated(self, evaluation: Evaluation) -> None: ...
+
+    def warned(self, message: str) -> None: ...
 
     def explored(self, explored: Explored, share: float) -> None: ...
 

@@ -59,6 +59,8 @@ def show(console: Console, verdict: Verdict, folder: Path, fail_on: str) -> None
     console.print()
     if numbers := words.measured(verdict):
         console.print(Text(numbers))
+    if saved := words.checkpoints(verdict):
+        console.print(Text(saved))
     console.print()
     if told := words.told(verdict.guarantees):
         console.print(_guarantees(told))

@@ -73,6 +73,9 @@ class Observer:
     def evaluated(self, evaluation: Evaluation) -> None:
         self._events.evaluated(evaluation)
 
+    def warned(self, message: str) -> None:
+        self._output.print(f"warning: {message}", soft_wrap=True)
+
     def explored(self, explored: Explored, share: float) -> None:
         self._bar.explored(explored, share)
 

@@ -136,5 +136,25 @@ def measured(verdict: Verdict) -> str:
     return "; ".join(text for value, text in parts if value is not None)
 
 
+def checkpoints(verdict: Verdict) -> str:
+    """Where the run went on from and what it has saved; nothing where it did neither."""
+    resumed, saved = verdict.run.get("resumed"), verdict.run.get("checkpoints")
+    parts = []
+    if resumed:
+        first = resumed["step"]
+        parts.append(
+            f"resumed from {resumed['folder']} after {_some(first, 'step')}, of which is told what was recorded there"
+        )
+        if resumed["not_carried"]:
+            parts.append(f"not carried over: {', '.join(resumed['not_carried'])}")
+        parts += [f"passed over: {each}" for each in resumed["skipped"]]
+    if saved and saved["written"]:
+        parts.append(f"{_some(saved['written'], 'checkpoint')}, the last after step {number(saved['last_step'])}")
+    if saved and saved["failed"]:
+        failed = saved["failed"]
+        parts.append(f"{_some(len(failed), 'checkpoint')} could not be written, the first of {failed[0]}")
+    return "; ".join(parts)
+
+
 def _some(count: object, thing: str) -> str:
     return f"{number(count)} {thing}" if count == 1 else f"{number(count)} {thing}s"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from trainer.config import Config
 
 # What decides neither which operations there are nor what they do.
-BESIDE = ("schedule", "audit", "fail_on", "require")
+BESIDE = ("schedule", "audit", "fail_on", "require", "checkpoint", "resume")
 BESIDE_OF_TRAIN = (
     *("log_every", "evaluate_every", "stall_seconds", "timeout_seconds", "threads_per_replica"),
     "compile_cache",

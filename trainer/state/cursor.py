@@ -41,6 +41,15 @@ class SharedIterator(Generic[Batch]):
         self._fetch, self._num_batches = fetch, num_batches
         self._next = 0
 
+    @property
+    def position(self) -> int:
+        """The number of the next batch, while no replica takes one."""
+        return self._next
+
+    @position.setter
+    def position(self, number: int) -> None:
+        self._next = number
+
     def take(self, replica_id: int, step: int) -> tuple[int, Batch]:
         point(READ, "cursor", of=CURSOR)
         number = self._next

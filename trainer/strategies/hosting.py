@@ -35,6 +35,9 @@ class Watcher(Protocol):
 
     def evaluated(self, evaluation: Evaluation) -> None: ...
 
+    def warned(self, message: str) -> None:
+        """Something that the user should know at once, and that the run survives."""
+
     def explored(self, explored: Explored, share: float) -> None:
         """What the orders that were run have shown so far, and an estimate, 0 to 1, of how much of it all that is."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 
 from trainer.audit.recorder import Recorder
 from trainer.audit.records import DTYPES, Floats, Noted, Reference, RunRecord, code
+from trainer.checkpoint.checkpoints import Checkpoints
+from trainer.checkpoint.contents import snapshot
+from trainer.checkpoint.files import Arrays
 from trainer.config import Config
 from trainer.holders import captures, mechanism
 from trainer.schedule.operations import BEGIN, COMPUTE, CURSOR, GENERATOR, READ, UPDATE, WRITE
@@ -100,10 +104,17 @@ def prepare(num_replicas: int, threads_per_replica: int) -> None:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_replicas)
 
 
-def train(config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
+def train(
+    config: Config,
+    training: Training,
+    record: RunRecord,
+    watcher: Watcher,
+    stop: StopFlag,
+    checkpoints: Checkpoints | None = None,
+) -> None:
     """Train under MirroredStrategy over the machine's GPUs, or over logical CPU devices, and fill `record`."""
     with turned_on(training):
-        mirrored = Mirrored(config, training, record, watcher, stop)
+        mirrored = Mirrored(config, training, record, watcher, stop, checkpoints)
         with calls_traced(mirrored):
             mirrored.run()
     record.mode_left = training.mode_left
@@ -116,8 +127,27 @@ def _devices(num_replicas: int) -> list[str]:
 
 
 class Mirrored:
-    def __init__(self, config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
+    """Replicas of one run.
+
+    Attributes:
+        first_step: the step to begin with, above 0 where a checkpoint is resumed.
+
+    Args:
+        checkpoints: where there are any to be made, or one to go on from.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        training: Training,
+        record: RunRecord,
+        watcher: Watcher,
+        stop: StopFlag,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         self.config, self.training, self.record = config, training, record
+        self.checkpoints = checkpoints
+        self.first_step = 0 if checkpoints is None else checkpoints.first_step
         self.watcher, self.stop = watcher, stop
         self.layout = training.layout
         self.num_replicas = training.num_replicas
@@ -243,7 +273,10 @@ class Mirrored:
         recorders = self.recorders()
         kept_steps, self.record.references_skipped = reference_steps(self.config, self.layout)
         self.make_first_call()
-        first, length, started = 0, FIRST_STEPS, time.perf_counter()
+        if self.first_step:
+            self._go_on()
+        first, length = self.first_step, FIRST_STEPS
+        started = time.perf_counter() - self.record.duration_seconds
         stopped = self.stop.is_set()
         while first < steps and not stopped:
             last = self._next_stop(first, first + length)
@@ -262,6 +295,8 @@ class Mirrored:
                 )
             self.record.duration_seconds = time.perf_counter() - started
             self._report(last)
+            if self.checkpoints is not None and self.checkpoints.after(first) == last:
+                self._save(self.checkpoints, last)
             first = last
         self.record.copies = self.copies()
         if stopped:
@@ -276,10 +311,54 @@ class Mirrored:
         return seconds, self.stop.is_set()
 
     def _next_stop(self, first: int, last: int) -> int:
-        """Where a call that begins at `first` ends: by `last`, or before an evaluation."""
+        """Where a call that begins at `first` ends: by `last`, or before an evaluation or a checkpoint."""
         every = self.config.train.evaluate_every
         ends = [self.config.train.steps, last, *([(first // every + 1) * every] if every else [])]
-        return min(ends)
+        saved = -1 if self.checkpoints is None else self.checkpoints.after(first)
+        return min([*ends, *([saved] if saved > 0 else [])])
+
+    # Checkpoints.
+
+    def _save(self, checkpoints: Checkpoints, step: int) -> None:
+        record, results = self.record, self.strategy.experimental_local_results
+        arrays: Arrays = {"copies": self.copies()}
+        for name, variable in self._beside().items():
+            arrays[name] = np.stack([copy.numpy() for copy in results(variable)])
+        if record.added is not None and record.magnitudes is not None:
+            arrays |= {"added": record.added, "magnitudes": record.magnitudes}
+        facts = {"modes": [runner(self.training.precision.current) for runner in self.runners]}
+        taken = snapshot(record, step, record.duration_seconds, arrays, facts, record.references)
+        checkpoints.write(record, taken, record.evaluations)
+
+    def _go_on(self) -> None:
+        """Be where the run was that is resumed.
+
+        A graph that is run was traced just now as it was then, so that what is frozen in it is the same.
+        """
+        assert self.checkpoints is not None
+        arrays, record = self.checkpoints.arrays, self.record
+        for name, variable in {"copies": self.flat, **self._beside()}.items():
+            for own in range(self.num_replicas):
+                self.put_in_copy(variable, own, arrays[name][own])
+        record.added, record.magnitudes = arrays.get("added"), arrays.get("magnitudes")
+        if not self.captures:
+            with self.training.first_call.call():
+                pass  # it was made, by whoever was to make it
+            self.after_the_run.look_again()  # settings, at this process's first step
+            for own, replica in enumerate(record.replicas):
+                self.noted[own] = [Noted(*row) for row in replica.noted[: self.first_step].tolist()]
+        for runner, mode in zip(self.runners, self.checkpoints.facts["modes"], strict=True):
+            if runner(self.training.precision.current) != mode:
+                runner(partial(self.training.precision.enable, mode))
+        every, step = self.config.train.evaluate_every, self.first_step
+        missing = all(each.step != step for each in record.evaluations)
+        if every and step % every == 0 and step < self.config.train.steps and missing:
+            self._evaluate(step)  # it was the last step then, and is not any more
+
+    def _beside(self) -> dict[str, Any]:
+        """The variables that there are beside the flat one, by name."""
+        found = {"generator": self.generator, "position": self.position}
+        return {name: variable for name, variable in found.items() if variable is not None}
 
     # What a replica does: traced once and run by TensorFlow, or with train.capture=never by Python at every step.
 

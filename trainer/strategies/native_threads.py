@@ -20,6 +20,7 @@ from torch import Tensor
 from trainer.audit.recorder import Recorder
 from trainer.audit.records import CODES, Noted, Reference, RunRecord
 from trainer.audit.spans import DATA, LOGGING, MAX_SPANS, READ, UPDATE, WRITE, Span, Trace
+from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.config import Config, Custom
 from trainer.describe import cores
 from trainer.engines.library import CannotCompile
@@ -106,8 +107,13 @@ class NativeThreads(ThreadHost):
         stop: StopFlag,
         steps: Steps,
         loop: ctypes.CDLL,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
-        super().__init__(config, training, record, watcher, stop, _vector(training), steps)
+        super().__init__(config, training, record, watcher, stop, _vector(training), steps, checkpoints)
+        # Those of a resumed run are another process's.
+        self._trace_steps = 0 if self.first_step else config.audit.trace_steps
+        # The loop counts from where it begins.
+        self._commits_before = list(self.shared.commits)
         self.update = _update(config, training)
         _, row = next(iter(steps.libraries.values())).description.outputs
         self.loop = NativeLoop(
@@ -140,19 +146,23 @@ class NativeThreads(ThreadHost):
         compare_settings(self.record, own)
         try:
             self._join(own)
-            first, length = 0, FIRST_STEPS
-            while not self.ended.is_set() and (last := self._next_stop(first, first + length)) > first:
+            first, length, meets = self.first_step, FIRST_STEPS, self.meets_after(self.first_step)
+            while not self.ended.is_set() and (last := self._next_stop(first, first + length, meets)) > first:
                 began = time.perf_counter()
                 self._take_some(own, recorder, first, last)
                 seconds = max(time.perf_counter() - began, 1e-6)
                 first, length = last, max(1, min(2 * length, int((last - first) * CALL_SECONDS / seconds)))
+                if last == meets:
+                    meets = self.meet(own, meets)
         finally:
             compare_settings(self.record, own)
 
-    def _next_stop(self, first: int, last: int) -> int:
-        """Where a call that begins at `first` ends: by `last`, where no further step is traced, or enough is kept."""
-        traced = self.config.audit.trace_steps
-        last = min(last, self.config.train.steps, traced if first < traced else last)
+    def _next_stop(self, first: int, last: int, meets: int) -> int:
+        """Where a call that begins at `first` ends: by `last`, where replicas meet, where no further step is traced, or
+        enough is kept."""
+        traced = self._trace_steps
+        ends = [last, self.config.train.steps, *([traced] if first < traced else []), *([meets] if meets > 0 else [])]
+        last = min(ends)
         most = max(1, KEPT_BYTES // (3 * 4 * self.training.layout.read_size))
         return min([last, *(step + 1 for step in self._kept(first, last)[most - 1 : most])])
 
@@ -226,13 +236,14 @@ class NativeThreads(ThreadHost):
         steps = np.arange(first, first + len(taken.rows))
         noted = np.full((len(steps), len(Noted._fields)), -1, np.int64)
         noted[:, :2] = taken.notes
+        noted[:, 0] += sum(self._commits_before)
         noted[:, 2] = steps * training.num_replicas + own
         noted[:, 3:] = (CODES[training.asked[own]], CODES[entry], CODES[left], -1, 0)
         recorder.extend(taken.rows, noted)
 
     def _room(self, own: int, step: int) -> int:
         """How many more spans are wanted of a replica, from a step on."""
-        traced = step < self.config.audit.trace_steps
+        traced = step < self._trace_steps
         return MAX_SPANS // self.training.num_replicas - len(self._spans[own]) if traced else 0
 
     @contextmanager
@@ -246,12 +257,19 @@ class NativeThreads(ThreadHost):
     # What the main thread does.
 
     def report(self) -> None:
-        self.shared.commits[:] = self.loop.commits()
+        self.shared.commits[:] = self.committed()
         super().report()
+
+    def committed(self) -> list[int]:
+        return [before + made for before, made in zip(self._commits_before, self.loop.commits(), strict=True)]
+
+    def go_on(self) -> None:
+        super().go_on()
+        self._commits_before = list(self.shared.commits)
 
     def finish(self) -> None:
         super().finish()
-        if self.config.audit.trace_steps:
+        if self._trace_steps:
             spans = [span for own in self._spans for span in own]
             self.record.trace = Trace(self.training.num_replicas, spans, told_apart=KINDS)
         for inputs in self._inputs:

@@ -7,11 +7,15 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from trainer.audit.records import Floats, Reference, RunRecord
+from trainer.checkpoint.checkpoints import Checkpoints
+from trainer.checkpoint.contents import Snapshot, snapshot
+from trainer.checkpoint.files import Arrays
 from trainer.config import Config
 from trainer.holders import holder, mechanism
 from trainer.strategies.batches import batch_of
@@ -24,6 +28,7 @@ from trainer.strategies.hosting import (
     joint_samples,
     reference_steps,
 )
+from trainer.strategies.meeting import Meeting
 from trainer.strategies.replica_threads import ReplicaThreads
 from trainer.strategies.steps import Steps
 from trainer.updates.shared_vector import SharedVector
@@ -39,9 +44,11 @@ class ThreadHost(ABC):
         to_evaluate: step and weights (float32, [read_size] or more) that a replica wants evaluated.
         references: what replicas have kept for the audit, a list each.
         ended: replicas are to begin no further step.
+        first_step: the step to begin with, above 0 where a checkpoint is resumed.
 
     Args:
         steps: captured already, or the class of those that are to be captured.
+        checkpoints: where there are any to be made, or one to go on from.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class ThreadHost(ABC):
         stop: StopFlag,
         shared: SharedVector,
         steps: Steps | type[Steps],
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.config, self.training, self.record = config, training, record
         self.watcher, self.stop, self.shared = watcher, stop, shared
@@ -67,6 +75,12 @@ class ThreadHost(ABC):
         # The replicas whose threads are here.
         self.hosted: Sequence[int] = range(training.num_replicas)
         self._reports_again = 0.0
+        self.checkpoints = checkpoints
+        self.first_step = 0 if checkpoints is None else checkpoints.first_step
+        self._meeting: Meeting | None = None
+        if checkpoints is not None:
+            self._meeting = Meeting(training.num_replicas, training.precision, self._snapshot, self.ended)
+        self._began = 0.0
 
     @abstractmethod
     def take_steps(self, own: int) -> None:
@@ -86,15 +100,19 @@ class ThreadHost(ABC):
             self.record,
             self.replica,
             self.ended,
-            abort=self.abort,
+            abort=self._wake,
             report=self.report,
             stop=self.stop,
             stall_seconds=self.config.train.stall_seconds,
             hosted=self.hosted,
         )
         self.begin()
+        if self.first_step:
+            self.go_on()
+        before = self.record.duration_seconds
+        self._began = time.perf_counter() - before
         threads.run()
-        self.record.duration_seconds = threads.seconds
+        self.record.duration_seconds = before + threads.seconds
         self.finish()
         if not self.stop.is_set():
             self._evaluate(self.config.train.steps, self.shared.plain.numpy())
@@ -114,9 +132,73 @@ class ThreadHost(ABC):
             torch.manual_seed(self.training.seed)
             self.record.settings_asked = {**self.record.settings_asked, "torch seed": str(self.training.seed)}
 
+    def go_on(self) -> None:
+        """Be where the run was that is resumed; what threads have for themselves they put back (`Meeting.resume`)."""
+        assert self.checkpoints is not None
+        arrays, facts = self.checkpoints.arrays, self.checkpoints.facts
+        self.shared.plain.copy_(torch.from_numpy(arrays["copies"][0]))
+        self.shared.commits[:] = facts["commits"]
+        if "generator" in arrays:
+            torch.set_rng_state(torch.from_numpy(arrays["generator"]))
+        with self.training.first_call.call():
+            pass  # it was made, by whoever was to make it
+        for reference in self.record.references:
+            self.references[reference.replica_id].append(reference)
+
     def replica(self, own: int) -> None:
         """The body of one replica's thread."""
-        self.runners[own](lambda: self.take_steps(own))
+        self.runners[own](lambda: self._take_steps(own))
+
+    def _take_steps(self, own: int) -> None:
+        if self.first_step and self._meeting is not None and self.checkpoints is not None:
+            self._meeting.resume(own, self.checkpoints.facts["modes"][own])
+        self.take_steps(own)
+
+    # Checkpoints.
+
+    def meets_after(self, step: int) -> int:
+        """The number of steps after which replicas meet next, beyond `step`; -1 where they do not."""
+        return -1 if self.checkpoints is None else self.checkpoints.after(step)
+
+    def meet(self, own: int, step: int) -> int:
+        """Come to a step's end with its rows read off, and go on when all have come.
+
+        Returns:
+            When replicas meet next.
+
+        Raises:
+            threading.BrokenBarrierError: the run is to end.
+        """
+        assert self._meeting is not None
+        if self.record.replicas[own].steps_done != step:
+            raise threading.BrokenBarrierError  # it was stopped in between
+        self._meeting.attend(own, step)
+        return self.meets_after(step)
+
+    def _snapshot(self, step: int) -> Snapshot:
+        """What there is at a step's end; replicas wait meanwhile."""
+        assert self._meeting is not None
+        arrays, facts = self.state()
+        arrays["copies"] = self.shared.plain.numpy()[np.newaxis].copy()
+        if not self.training.derived:
+            arrays["generator"] = torch.get_rng_state().numpy().copy()
+        facts |= {"commits": self.committed(), "modes": list(self._meeting.modes)}
+        seconds = time.perf_counter() - self._began
+        references = [reference for own in self.references for reference in own]
+        return snapshot(self.record, step, seconds, arrays, facts, references)
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """What else the host keeps, to be saved: arrays, and JSON."""
+        return {}, {}
+
+    def committed(self) -> list[int]:
+        """Updates committed by each replica."""
+        return list(self.shared.commits)
+
+    def _wake(self) -> None:
+        self.abort()
+        if self._meeting is not None:
+            self._meeting.abort()
 
     def finish(self) -> None:
         """Put down what the replicas have left."""
@@ -140,8 +222,15 @@ class ThreadHost(ABC):
         goes_on = self.record.steps_done < self.config.train.steps and not self.stop.is_set()
         if not goes_on or time.perf_counter() >= self._reports_again:
             self._tell()
+        # Before the evaluations that belong to it: they were asked for before it was taken.
+        taken = None if self._meeting is None else self._meeting.taken()
         while not self.to_evaluate.empty():
             self._evaluate(*self.to_evaluate.get())
+        if taken is not None and self.checkpoints is not None:
+            # Step s is evaluated by whoever takes it, which comes after s steps are done.
+            self.checkpoints.write(
+                self.record, taken, [each for each in self.record.evaluations if each.step < taken.step]
+            )
 
     def _tell(self) -> None:
         """Tell how the run goes, in a twentieth of the time at most: what writes rows takes the GIL, and a core."""

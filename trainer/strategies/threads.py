@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from trainer.audit.recorder import Recorder
 from trainer.audit.records import CODES, Noted, Reference, RunRecord
 from trainer.bring import bring
+from trainer.checkpoint.checkpoints import Checkpoints
+from trainer.checkpoint.files import Arrays
 from trainer.config import Config, Custom
 from trainer.engines.capture import capture
 from trainer.holders import mechanism
@@ -71,17 +74,31 @@ def prepare(num_replicas: int, threads_per_replica: int) -> None:
     torch.set_num_threads(threads_per_replica)
 
 
-def train(config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
+def train(
+    config: Config,
+    training: Training,
+    record: RunRecord,
+    watcher: Watcher,
+    stop: StopFlag,
+    checkpoints: Checkpoints | None = None,
+) -> None:
     """Train with one thread a replica and fill `record`.
 
     Raises:
         RunBroken: a replica raised, or no replica finished a step for `train.stall_seconds`.
     """
-    _run(config, training, record, watcher, stop)
+    _run(config, training, record, watcher, stop, checkpoints)
     record.mode_left = training.mode_left
 
 
-def _run(config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
+def _run(
+    config: Config,
+    training: Training,
+    record: RunRecord,
+    watcher: Watcher,
+    stop: StopFlag,
+    checkpoints: Checkpoints | None,
+) -> None:
     with turned_on(training):
         steps: Steps | type[Steps] = Steps
         if config.train.engine == "native":
@@ -91,10 +108,10 @@ def _run(config: Config, training: Training, record: RunRecord, watcher: Watcher
             steps = Steps(config, training)
             loop = compiled_loop(config, training, steps)
             if loop is not None:
-                NativeThreads(config, training, record, watcher, stop, steps, loop).run()
+                NativeThreads(config, training, record, watcher, stop, steps, loop, checkpoints).run()
                 return
-        build = partial(Threads, config, training, record, watcher, stop, steps=steps)
-        if config.audit.trace_steps:
+        build = partial(Threads, config, training, record, watcher, stop, steps=steps, checkpoints=checkpoints)
+        if config.audit.trace_steps and not record.steps_done:
             traced(record, config.audit.trace_steps, build, watch_training, Threads.run)
         else:
             build().run()
@@ -148,6 +165,7 @@ class Threads(ThreadHost):
     Args:
         mode: the update mode with all that it works on; built where it is not given.
         steps: captured for an earlier run of the same configuration, or the class of those that are to be captured.
+        checkpoints: where there are any to be made, or one to go on from.
     """
 
     def __init__(
@@ -160,9 +178,10 @@ class Threads(ThreadHost):
         *,
         mode: tuple[SharedVector, UpdateMode, list[Replica]] | None = None,
         steps: Steps | type[Steps] = Steps,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         shared, self.mode, replicas = mode or build_mode(config, training)
-        super().__init__(config, training, record, watcher, stop, shared, steps)
+        super().__init__(config, training, record, watcher, stop, shared, steps, checkpoints)
         self.replicas = {replica.replica_id: replica for replica in replicas}
         self.hosted = list(self.replicas)
         self.apart = Apart(self.shared) if training.layout.apart else None
@@ -187,6 +206,22 @@ class Threads(ThreadHost):
             self.record.added = self.added.sum(dim=0).numpy()
             self.record.magnitudes = self.magnitudes.sum(dim=0).numpy()
 
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        arrays: Arrays = {}
+        if self.added is not None:
+            arrays |= {"added": self.added.sum(dim=0).numpy(), "magnitudes": self.magnitudes.sum(dim=0).numpy()}
+        return arrays, {"position": self.cursor.position} if isinstance(self.cursor, SharedIterator) else {}
+
+    def go_on(self) -> None:
+        super().go_on()
+        assert self.checkpoints is not None
+        arrays, facts = self.checkpoints.arrays, self.checkpoints.facts
+        if isinstance(self.cursor, SharedIterator):
+            self.cursor.position = facts["position"]
+        if self.added is not None:
+            self.added[0] = torch.from_numpy(arrays["added"])
+            self.magnitudes[0] = torch.from_numpy(arrays["magnitudes"])
+
     # What a replica's thread does.
 
     def take_steps(self, own: int) -> None:
@@ -194,10 +229,14 @@ class Threads(ThreadHost):
         recorder = Recorder(self.record.replicas[own], self.training.row, self.training.layout)
         compare_settings(self.record, own)
         try:
-            for step, number in enumerate(self._numbers()):
+            meets = self.meets_after(self.first_step)
+            for step, number in enumerate(self._numbers(), self.first_step):
                 if self.ended.is_set():
                     break
                 self._take_step(self.replicas[own], recorder, step, number)
+                if step + 1 == meets:
+                    recorder.flush()
+                    meets = self.meet(own, meets)
         finally:
             recorder.flush()
             compare_settings(self.record, own)
@@ -263,7 +302,7 @@ class Threads(ThreadHost):
     def _numbers(self) -> Iterator[Tensor]:
         """Each step's number, an int64 scalar."""
         steps = self.config.train.steps
-        for first in range(0, steps, NUMBERS):
+        for first in range(self.first_step, steps, NUMBERS):
             yield from torch.arange(first, min(first + NUMBERS, steps)).unbind()
 
     # What the main thread does before.

@@ -23,7 +23,7 @@ HOST = "host"
 def calls_traced(run: Mirrored) -> Iterator[None]:
     """Trace the calls that a run makes until `audit.trace_steps` steps are done, into its record's `trace`."""
     steps, record = run.config.audit.trace_steps, run.record
-    if not steps:
+    if not steps or run.first_step:
         yield
         return
     tracer = Tracer(record.num_replicas, steps, lanes=(HOST,))
