@@ -3,8 +3,8 @@
     KERAS_BACKEND=tensorflow python tests/precision_all.py mirrored CASES.json OUTPUT.json
 
 CASES.json: name -> `program`, `state` (mechanisms by key) and any of `num_replicas`, `steps`, `dtypes`, `schedule`,
-`token` and `stall_seconds`. Writes, by name, what was found. `test_precision_workload.py` runs those of plain threads
-in its own process.
+`token` and `watchdog_seconds`. Writes, by name, what was found. `test_precision_workload.py` runs those of plain
+threads in its own process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from train_all import Nobody
 from trainer.audit.judge import judge
 from trainer.audit.records import ReplicaRecord, RunRecord
 from trainer.audit.verdict import Error
-from trainer.config import OPTIONS, Config, PrecisionMode, State, Train
+from trainer.config import OPTIONS, Config, PrecisionMode, State, Train, Watchdog
 from trainer.rules import validate
 from trainer.run import explorer_of
 from trainer.state.layout import EMPTY
@@ -42,11 +42,11 @@ def config_of(
     steps: int = 1,
     dtypes: list[str] | None = None,
     schedule: str = "free",
-    stall_seconds: float = 30.0,
+    watchdog_seconds: float = 30.0,
     token: str = "",
 ) -> Config:
     workload = PrecisionMode(program=program, **({} if dtypes is None else {"dtypes": dtypes}))
-    train = Train(steps=steps, stall_seconds=stall_seconds)
+    train = Train(steps=steps)
     order = dataclasses.replace(OPTIONS["schedule"][schedule], **({"token": token} if token else {}))
     config = Config(
         strategy=OPTIONS["strategy"][strategy],
@@ -55,6 +55,7 @@ def config_of(
         state=State(**(state or {})),
         schedule=order,
         train=train,
+        watchdog=Watchdog(watchdog_seconds),
     )
     validate(config)
     return config

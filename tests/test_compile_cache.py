@@ -216,8 +216,8 @@ def test_a_family_that_fails_breaks_the_run(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_siblings_that_do_not_come_to_an_end_break_the_run() -> None:
     config = config_of()
-    config.train.stall_seconds = 0.01
-    with pytest.raises(RunBroken, match=r"^no generation of siblings ended for train\.stall_seconds=0\.01$"):
+    config.watchdog.seconds = 0.01
+    with pytest.raises(RunBroken, match=r"^no generation of siblings ended for watchdog\.seconds=0\.01$"):
         run(config)
 
 

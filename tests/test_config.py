@@ -29,6 +29,7 @@ from trainer.config import (
     Synthetic,
     Train,
     UpdateMode,
+    Watchdog,
 )
 from trainer.from_dict import from_dict
 from trainer.holders import at_risk, claims, mechanism, refusal, state
@@ -62,7 +63,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"train": Train(evaluate_every=-1)}, "train.evaluate_every must be at least 0; got -1."),
     ({"train": Train(threads_per_replica=-1)}, "train.threads_per_replica must be at least 0; got -1."),
     ({"train": Train(timeout_seconds=float("nan"))}, "train.timeout_seconds must be at least 0; got nan."),
-    ({"train": Train(stall_seconds=0)}, "train.stall_seconds must be above 0; got 0."),
+    ({"watchdog": Watchdog(seconds=0)}, "watchdog.seconds must be above 0; got 0."),
     ({"train": Train(seed=2**31)}, "train.seed must be between 0 and 2147483647; got 2147483648."),
     ({"audit": Audit(reference_every=0)}, "audit.reference_every must be at least 1; got 0."),
     ({"audit": Audit(reference_mebibytes=0)}, "audit.reference_mebibytes must be at least 1; got 0."),

@@ -140,7 +140,7 @@ INSTEAD_OF = {
     "gradients": "shared",
     "random_numbers": "shared",
 }
-SMALL = ("model=linear", "train.steps=1", "schedule.max_operations=20000", "train.stall_seconds=10")
+SMALL = ("model=linear", "train.steps=1", "schedule.max_operations=20000", "watchdog.seconds=10")
 
 
 def mode_case(name: str, planted: Planted) -> dict[str, Any]:

@@ -284,7 +284,7 @@ def _defaults() -> list[tuple[str, Any]]:
         ({"train": Train(threads_per_replica=2)}, "train.threads_per_replica was 1 and is 2"),
         ({"audit": OPTIONS["audit"]["none"]}, "audit was counters and is none"),
         ({"state": OPTIONS["state"]["naive"]}, "state.precision was safe and is naive"),
-        ({"train": Train(steps=900, threads_per_replica=1, stall_seconds=5)}, ""),
+        ({"train": Train(steps=900, threads_per_replica=1, timeout_seconds=5)}, ""),
         ({"fail_on": "never", "resume": "x", "checkpoint": Checkpoint(every=7, keep=1)}, ""),
     ],
 )

@@ -322,7 +322,7 @@ FREE: dict[str, dict[str, Any]] = {
     "free first_call double_checked": {
         "program": "first_call",
         "state": {"first_call": "double_checked"},
-        "stall_seconds": 2.0,
+        "watchdog_seconds": 2.0,
     },
 }
 SEARCHED = {
@@ -409,7 +409,7 @@ def test_a_lock_held_across_a_cross_replica_call_hangs_and_says_where(mirrored: 
     found = mirrored["free first_call double_checked"]
     kind, message = found["error"]
     assert (found["verdict"], kind, found["claimed"]) == ("broken", "deadlock", [])
-    assert message.startswith("no round was finished for 2 s (train.stall_seconds): replica 0 waits at 'tf.distribute")
+    assert message.startswith("no round was finished for 2 s (watchdog.seconds): replica 0 waits at 'tf.distribute")
     assert "replica 1 waits at 'with self._lock:' (trainer/state/first_call.py:" in message
     assert "\n" not in message
 
@@ -446,7 +446,7 @@ def test_the_lock_hangs_freely_and_in_the_replay_of_an_order(
     command: Command, mirrored: dict[str, dict[str, Any]]
 ) -> None:
     experiment = "experiment=precision_lock_across_merge_call"
-    freely = command(experiment, "train.stall_seconds=2", "hydra.run.dir=free")
+    freely = command(experiment, "watchdog.seconds=2", "hydra.run.dir=free")
     found = verdict(command.folder / "free")
     assert (freely.returncode, found["verdict"], found["error"]["kind"]) == (3, "broken", "deadlock")
     assert "with self._lock:" in (command.folder / "free" / "console.log").read_text()

@@ -190,13 +190,13 @@ def _bring(command: Command) -> list[str]:
     [
         ("raise", "crash", r"process 1: replica [23] raised ValueError: a bad batch"),
         ("kill", "killed", r"process 1: killed by SIGKILL, which is what the system does when memory runs out.*"),
-        ("hang", "deadlock", r"process 1: no replica finished a step for 2 s \(train\.stall_seconds\); .*"),
+        ("hang", "deadlock", r"process 1: no replica finished a step for 2 s \(watchdog\.seconds\); .*"),
     ],
 )
 def test_a_process_that_fails_ends_the_others_with_the_reason(
     command: Command, fails: str, kind: str, message: str
 ) -> None:
-    brought = [*_bring(command), "train.steps=1000000", "train.stall_seconds=2"]
+    brought = [*_bring(command), "train.steps=1000000", "watchdog.seconds=2"]
     done = command(*brought, FAILS=fails, FAILING_RANK="1")
     took = time.time() - float((command.folder / "failed_at").read_text())
     error = verdict(command.folder / "run")["error"]

@@ -136,7 +136,7 @@ def test_a_deadlock_is_told_with_the_stacks(command: Command) -> None:
         "        self.lock.acquire()\n"
         "        compute(replica)\n"
     )
-    ended = command("update_mode._target_=stuck.Stuck", "train.stall_seconds=1", "hydra.run.dir=run")
+    ended = command("update_mode._target_=stuck.Stuck", "watchdog.seconds=1", "hydra.run.dir=run")
     assert ended.returncode == 3
     found = verdict(command.folder / "run")
     assert (found["verdict"], found["error"]["kind"]) == ("broken", "deadlock")

@@ -1,8 +1,9 @@
-"""The process of one run: `python -m trainer.child FOLDER`, started by `trainer/launch.py` only.
+"""The process of one run: `python -m trainer.child FOLDER [PULSE]`, started by `trainer/launch.py` only.
 
 Keras allows one backend a process and logical devices cannot change once used, so every run has a process of its own.
 Standard input is a pipe from the parent. Its first line is the request; after that it stays open and empty, and its end
-means that the parent is gone. Standard error goes to the run's log: frameworks write to it from C++ as well.
+means that the parent is gone. PULSE is a descriptor by which this process shows that it lives. Standard error goes to
+the run's log: frameworks write to it from C++ as well.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.audit.verdict import Error, exit_status
+from trainer.audit.verdict import Error, Verdict, exit_status
 from trainer.config import Config
 from trainer.folders import settle
 from trainer.from_dict import from_dict
+from trainer.pulse import beat
 from trainer.stop import Stop
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> NoReturn:
     faulthandler.enable()
+    if len(sys.argv) > 2:
+        beat(int(sys.argv[2]))
     request = json.loads(_first_line(sys.stdin.fileno()))
     config, folder, command = from_dict(request["config"]), Path(request["folder"]), str(request["command"])
     stop = Stop()
@@ -35,6 +39,11 @@ def main() -> NoReturn:
         _settle_interrupted(config, folder, command, stop)
         _exit(stop.status)
 
+    def give_up(error: Error) -> NoReturn:
+        settle(config, folder, command, error)
+        _exit(exit_status(Verdict("broken", {}, error), config.fail_on))
+
+    stop.give_up = give_up
     stop.listen(sys.stdin.fileno(), too_late)
     # The user's own modules are found in the working directory, after ours.
     sys.path.append(os.getcwd())

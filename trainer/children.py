@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trainer.audit.verdict import FILE_NAME, Error
 from trainer.processes import Place
+from trainer.pulse import Pulse, pulse_of
 
 LOG_NAME = "console.log"
 POLL_SECONDS = 0.02
@@ -30,11 +31,13 @@ class Child:
 
     Attributes:
         folder: where it writes.
+        pulse: by which it shows that it lives.
     """
 
     process: subprocess.Popen[bytes]
     place: Place
     folder: Path
+    pulse: Pulse
 
     @property
     def failed(self) -> bool:
@@ -43,28 +46,32 @@ class Child:
         return status is not None and status not in ((0, 1) if self.place.rank == 0 else (0,))
 
 
-def start(place: Place, folder: Path, environment: dict[str, str], *, silent: bool) -> Child:
+def start(place: Place, folder: Path, environment: dict[str, str], *, watchdog_seconds: float, silent: bool) -> Child:
     """Start one process of a run, which waits for its request.
 
     Args:
         folder: where it writes; made if it is not there.
+        watchdog_seconds: silence, beyond some grace, after which it is ended.
         silent: keep it from standard output.
     """
     # What this process has printed comes before what that one prints.
     sys.stdout.flush()
     folder.mkdir(parents=True, exist_ok=True)
+    pulse = pulse_of(watchdog_seconds)
     with (folder / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(
             # -P keeps the working directory, where a user may have a `data` or `models`, off the import path.
-            [sys.executable, "-P", "-m", "trainer.child", str(folder)],
+            [sys.executable, "-P", "-m", "trainer.child", str(folder), str(pulse.fd)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL if silent or place.rank else None,
             stderr=log,
             env=environment,
+            pass_fds=[pulse.fd],
             # A session of its own keeps the terminal's Ctrl-C from it: this process passes it on.
             start_new_session=True,
         )
-    return Child(process, place, folder)
+    pulse.watch(process)
+    return Child(process, place, folder, pulse)
 
 
 def send(child: Child, request: Mapping[str, object]) -> None:
@@ -129,11 +136,11 @@ def end(children: Sequence[Child]) -> None:
 
 
 def reason(child: Child) -> Error:
-    """Why a process failed: by its own verdict, or from its status and the last that it said."""
+    """Why a process failed: by its own verdict, because it was ended here, or from its status and its last words."""
     path = child.folder / FILE_NAME
     if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))["error"]):
         return Error(**found)
-    error = _post_mortem(child.process.returncode, child.folder / LOG_NAME)
+    error = child.pulse.error or _post_mortem(child.process.returncode, child.folder / LOG_NAME)
     if child.place.size > 1:
         error.message = f"{child.place.name}: {error.message}"
     return error

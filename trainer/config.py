@@ -398,8 +398,9 @@ class Train:
     evaluators: int = 0
     # Intra-op threads of each replica; 0 shares the machine's cores out evenly (at least one each).
     threads_per_replica: int = 0
-    # Seconds without a finished step after which the run is ended as deadlocked; above 0.
-    stall_seconds: float = 120.0
+    # What a gradient that is not finite does: continue (it is applied, as frameworks do), skip (its update is, by every
+    # replica alike) or stop (the run is broken, and says whose gradient of which variable at which step).
+    on_nonfinite: str = "continue"
     # Seconds after which the run is ended however it fares; 0 never.
     timeout_seconds: float = 0.0
 
@@ -416,6 +417,13 @@ class Checkpoint:
     every: int = 0
     # Checkpoints that are kept, the newest; at least 1.
     keep: int = 3
+
+
+@dataclass
+class Watchdog:
+    # Seconds without a finished step after which the run is ended as deadlocked; above 0. A process that shows no sign
+    # of life for that long and ten seconds more is ended by the one that started it.
+    seconds: float = 120.0
 
 
 @dataclass
@@ -437,6 +445,11 @@ class Config:
     # Folder of a run to go on from, at the newest of its checkpoints that is whole. The command must be that run's but
     # for keys that change nothing about the steps taken; train.steps may grow.
     resume: str = ""
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    # What is to go wrong, as KIND:REPLICA:STEP or KIND:REPLICA:STEP:VALUE. Kinds: raise, hang, kill, delay (by VALUE
+    # seconds; 1 if none is given) and corrupt (VALUE, a number, inf or nan, is added to the gradient's first element;
+    # nan if none is given).
+    faults: list[str] = field(default_factory=list)
     # The mildest verdict that exits with status 1: violated, anomaly, inconclusive or never.
     fail_on: str = "violated"
     # Guarantees to be held to besides the ones that the update mode claims.

@@ -44,6 +44,7 @@ def describe(config: Config, command: str) -> dict[str, Any]:
         "steps": config.train.steps,
         "batch_size": config.train.batch_size,
         "seed": config.train.seed,
+        "faults": list(config.faults),
         "threads_per_replica": threads_per_replica(config),
         "cores": cores(),
         "duration_seconds": None,

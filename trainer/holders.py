@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.config import Config, Custom
+from trainer.state.loss_scale import NEVER
 from trainer.state.mechanisms import HOLDERS, Holder
 from trainer.updates.mechanisms import MODES
 from trainer.updates.mirrored import ASSIGNMENTS, MIRRORING
@@ -130,6 +131,12 @@ def apart(config: Config) -> frozenset[str]:
     if mechanism(config, "loss_scale") == "shared":
         kinds.add("loss_scale")
     return frozenset(kinds)
+
+
+def growth_steps(config: Config) -> int:
+    """Of the loss scale; `NEVER` where there is none and updates are skipped all the same, 0 where they are not."""
+    found: int = getattr(config.precision, "growth_steps", 0)
+    return found or (NEVER if config.train.on_nonfinite == "skip" else 0)
 
 
 def asked_dtypes(config: Config) -> list[str]:

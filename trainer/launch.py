@@ -62,7 +62,8 @@ def _started(config: Config, folder: Path, places: Sequence[Place], *, silent: b
         for place in places:
             own = folder if place.launched else processes.folder_of(folder, place.rank)
             environment = _environment(config) | processes.environment(config, place, folder)
-            started.append(children.start(place, own, environment, silent=silent))
+            seconds = config.watchdog.seconds
+            started.append(children.start(place, own, environment, watchdog_seconds=seconds, silent=silent))
         yield started
     finally:
         children.end(started)

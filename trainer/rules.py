@@ -26,6 +26,8 @@ from trainer.config import (
     Transformer,
     nearest,
 )
+from trainer.faults import BadFault
+from trainer.faults import parse as parse_fault
 from trainer.holders import captures, refusal
 from trainer.samples import Samples, samples
 from trainer.schedule.replay import cut, hash_of
@@ -42,6 +44,8 @@ PRESETS = ("safe", "naive")
 ENABLED_IN = ("main", "replica")
 ENABLED_BY = ("scope", "enable")
 CAPTURE = ("auto", "always", "never")
+ON_NONFINITE = ("continue", "skip", "stop")
+HOSTS_OF_FAULTS = ("threads", "mirrored")
 ENGINES = ("torchscript", "inductor", "native")
 GRANULARITIES = ("variable", "memory")
 SAMPLERS = ("both", "random_walk", "priorities")
@@ -64,6 +68,8 @@ def validate(config: Config) -> None:
     _validate_state(config)
     _validate_engine(config)
     _validate_evaluators(config)
+    _validate_nonfinite(config)
+    _validate_faults(config)
     _validate_model(config)
     _validate_data(config)
     _validate_schedule(config)
@@ -101,8 +107,8 @@ def _validate_ranges(config: Config) -> None:
         _at_least(f"train.{key}", getattr(train, key), 1)
     for key in ("evaluate_every", "threads_per_replica", "timeout_seconds"):
         _at_least(f"train.{key}", getattr(train, key), 0)
-    if not train.stall_seconds > 0:
-        raise ConfigError(f"train.stall_seconds must be above 0; got {train.stall_seconds:g}.")
+    if not config.watchdog.seconds > 0:
+        raise ConfigError(f"watchdog.seconds must be above 0; got {config.watchdog.seconds:g}.")
     if not 0 <= train.seed < 2**31:
         raise ConfigError(f"train.seed must be between 0 and 2147483647; got {train.seed}.")
     if train.steps >= 2**24:
@@ -148,6 +154,7 @@ def _validate_choices(config: Config) -> None:
     _one_of("precision.enabled_by", config.precision.enabled_by, ENABLED_BY)
     _one_of("train.capture", config.train.capture, CAPTURE)
     _one_of("train.engine", config.train.engine, ENGINES)
+    _one_of("train.on_nonfinite", config.train.on_nonfinite, ON_NONFINITE)
 
 
 def _validate_small(config: Config) -> None:
@@ -287,6 +294,38 @@ def _validate_evaluators(config: Config) -> None:
             f"train.evaluators={evaluators} needs update_mode=all_reduce, which leaves evaluating replicas out of the "
             f"mean; update_mode={config.update_mode.name} would step the optimizer for them."
         )
+
+
+def _validate_nonfinite(config: Config) -> None:
+    given = f"train.on_nonfinite={config.train.on_nonfinite}"
+    if config.train.on_nonfinite != "continue" and isinstance(config.workload, Custom):
+        raise ConfigError(f"{given} needs workload=train: a loop of your own applies its gradients itself.")
+
+
+def _validate_faults(config: Config) -> None:
+    """Hold every fault to being one, and to a replica and a step that there are."""
+    if not config.faults:
+        return
+    if isinstance(config.workload, Custom):
+        raise ConfigError("faults needs workload=train: a loop of your own takes its steps itself.")
+    if config.strategy.name not in HOSTS_OF_FAULTS:
+        raise ConfigError(f"faults needs strategy={' or '.join(HOSTS_OF_FAULTS)}; got {config.strategy.name}.")
+    if config.controlled:
+        raise ConfigError(f"faults needs schedule=free; got schedule={config.schedule.name}, which has its own orders.")
+    for entry in config.faults:
+        try:
+            fault = parse_fault(entry)
+        except BadFault as error:
+            raise ConfigError(f"faults=[{entry}] {error}.") from None
+        trainers = config.num_replicas - config.train.evaluators
+        most = trainers if fault.kind == "corrupt" else config.num_replicas
+        if not 0 <= fault.replica < most:
+            whose = "replicas that train are" if fault.kind == "corrupt" else "replicas are"
+            raise ConfigError(f"faults=[{entry}] must name a replica that there is: {whose} 0 to {most - 1}.")
+        if not 0 <= fault.step < config.train.steps:
+            raise ConfigError(
+                f"faults=[{entry}] must name a step that there is: steps are 0 to {config.train.steps - 1}."
+            )
 
 
 def _validate_model(config: Config) -> None:

@@ -35,6 +35,7 @@ from trainer.state.layout import EMPTY
 from trainer.state.settings import ASKED_BY, snapshot
 from trainer.stop import Stop
 from trainer.strategies.hosting import RunBroken, StopFlag, Watcher
+from trainer.updates.mechanisms import MODES
 from trainer.workloads.small import SmallWorkload, small
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _take_part(config: Config, folder: Path, command: str, stop: Stop, place: Pl
     Returns:
         Broken, and why; None where there is nothing to say.
     """
-    came = _Came(_empty_record(config))
+    came = _Came(_empty_record(config), folder)
     _train(config, came, UNWATCHED, stop)
     if stop.is_set():
         came.error = _stopped(came, stop.reason or "", place)
@@ -293,5 +294,6 @@ def _empty_record(config: Config) -> RunRecord:
         replicas,
         threads_per_replica=threads_per_replica(config),
         batch_size=config.train.batch_size,
+        joint="barrier" in MODES[config.update_mode.name].read_under,
         trains=trains,
     )

@@ -14,6 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from trainer.audit.verdict import Error
 
 PATIENCE_SECONDS = 1.2
 REASONS = {signal.SIGINT: "interrupted by Ctrl-C (SIGINT)", signal.SIGTERM: "terminated (SIGTERM)"}
@@ -26,6 +30,7 @@ class Stop:
     Attributes:
         reason: None until raised.
         status: exit status that goes with the reason.
+        give_up: ends the process with an error for a verdict, from any thread, where the process is the run's own.
 
     Thread-safety: any thread and any signal handler may read or raise it; the first reason stays.
     """
@@ -33,6 +38,7 @@ class Stop:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.status = 0
+        self.give_up: Callable[[Error], NoReturn] | None = None
 
     def is_set(self) -> bool:
         return self.reason is not None

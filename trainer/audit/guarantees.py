@@ -18,6 +18,7 @@ GUARANTEES: dict[str, str] = {
     "no_torn_reads": "no committed gradient was computed from a mix of versions",
     "atomic_updates": "all variables see the updates in one order",
     "fresh_gradients": "nothing else was committed between a gradient's snapshot and its write",
+    "finite_values": "every loss, and every shared variable at the end, is a finite number",
     "joint_gradient": "what was applied is the gradient of the joint batch at the weights it was computed from",
     "gradients_unmixed": "a gradient computed again from the same weights and batch has the same bits",
     "replicas_identical": "all copies of the shared variables are bitwise equal at the end",
@@ -59,7 +60,7 @@ def checkable(config: Config) -> tuple[str, ...]:
     if (own := small(config)) is not None:
         more = ("same_bits", "no_deadlock") if config.controlled else ()
         return (*own.guarantees, *(name for name in more if name not in own.guarantees))
-    names = ["no_lost_updates", "no_torn_reads", "atomic_updates", "fresh_gradients"]
+    names = ["no_lost_updates", "no_torn_reads", "atomic_updates", "fresh_gradients", "finite_values"]
     if has_joint_gradient(config):
         names.append("joint_gradient")
     if has_copies(config):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainer import holders
-from trainer.audit import copies, findings, precision_findings, profile, state_findings
+from trainer.audit import copies, findings, nonfinite, precision_findings, profile, state_findings
 from trainer.audit.findings import Finding
 from trainer.audit.gradients import gradient_rows
 from trainer.audit.guarantees import GUARANTEES, OF_THE_MODE, has_copies, has_joint_gradient, synchronized
@@ -161,6 +161,7 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
         "fresh_gradients": Finding("between averages a copy has only its own process's updates", applies=False)
         if "fresh_gradients" in mode.not_applicable
         else findings.staleness(record),
+        "finite_values": nonfinite.finite_values(record),
         "joint_gradient": _joint_gradient(config, record, repeatable=repeatable),
         "gradients_unmixed": state_findings.mixed_gradients(record, repeatable=repeatable),
         "replicas_identical": findings.diverged_copies(record)
@@ -170,7 +171,7 @@ def _find(config: Config, record: RunRecord) -> tuple[dict[str, Finding], list[P
     }
     if not isinstance(config.workload, Custom):
         joint = "barrier" in mode.read_under
-        growth_steps = getattr(config.precision, "growth_steps", 1)
+        growth_steps = holders.growth_steps(config)
         found |= {
             "initialized_once": precision_findings.first_calls(record),
             "settings_as_asked": state_findings.settings(record),
@@ -278,6 +279,8 @@ def metrics(config: Config, record: RunRecord | None) -> dict[str, float | int |
         numbers["accuracy"] = record.evaluations[-1].accuracy
     if record.duration_seconds > 0:
         numbers["micro_steps_per_second"] = record.micro_steps_done / record.duration_seconds
+    if record.layout.loss_scale is not None:
+        numbers["updates_skipped"] = nonfinite.updates_skipped(record)
     if config.audit.name == "none":
         return numbers
     numbers["torn_reads"] = sum(int(replica.read_state.astype(bool).sum()) for replica in record.replicas)

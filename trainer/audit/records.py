@@ -226,6 +226,7 @@ class RunRecord:
             rounding is in proportion to.
         compiled: the captured steps that were run as compiled libraries; none where that is not how they were run.
         references_skipped: references that did not fit `audit.reference_mebibytes`.
+        joint: whether all replicas make one update together.
         trains: whether replicas train the model: otherwise there are steps that were done and no more in a row.
         findings: guarantee -> what a small workload found about it; None for one whose record tells.
         metrics: a small workload's own, beside those of `verdict.json`.
@@ -260,6 +261,7 @@ class RunRecord:
     compiled: list[CompiledStep] = field(default_factory=list)
     references_skipped: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)
+    joint: bool = False
     trains: bool = True
     findings: Mapping[str, Finding] | None = None
     metrics: Mapping[str, float | int | None] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from trainer.audit.findings import Finding, not_checked, told_copies, told_skipp
 from trainer.audit.precision import precision_was_off
 from trainer.audit.records import Floats, Reference, ReplicaRecord, RunRecord
 from trainer.audit.verdict import Anomaly
-from trainer.state.loss_scale import next_state
+from trainer.state.loss_scale import NEVER, next_state
 
 
 def _not_applicable(why: str) -> Finding:
@@ -119,7 +119,7 @@ def kept_loss_scale(record: RunRecord, *, joint: bool, growth_steps: int) -> Fin
     Args:
         joint: whether replicas make one update together, so that all have to use one scale and skip the same steps.
     """
-    if not record.layout.of_kind("loss_scale"):
+    if growth_steps in (0, NEVER):
         return _not_applicable("the precision has no loss scale")
     finding = _kept_apart(record, "loss_scale", "lost_scale_decision", "decisions about the loss scale")
     if not joint or record.copies is None:

@@ -13,7 +13,7 @@ from trainer.whole_file import whole
 
 Word = Literal["broken", "violated", "anomaly", "inconclusive", "upheld"]
 Status = Literal["upheld", "violated", "anomaly", "not_seen", "not_checked", "not_applicable"]
-ErrorKind = Literal["crash", "deadlock", "timeout", "killed", "interrupted", "refused"]
+ErrorKind = Literal["crash", "deadlock", "timeout", "killed", "interrupted", "refused", "nonfinite"]
 
 # Worst first: the first that fits is the verdict.
 WORDS: tuple[Word, ...] = ("broken", "violated", "anomaly", "inconclusive", "upheld")

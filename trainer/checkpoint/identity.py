@@ -15,9 +15,8 @@ from trainer.describe import PACKAGES, threads_per_replica, versions
 
 # Keys and groups of keys that change nothing about the steps that were taken, nor about what is recorded of each.
 FREE = (
-    *("resume", "checkpoint", "fail_on", "require"),
-    *("train.steps", "train.evaluate_every", "train.log_every", "train.compile_cache"),
-    *("train.stall_seconds", "train.timeout_seconds"),
+    *("resume", "checkpoint", "watchdog", "fail_on", "require"),
+    *("train.steps", "train.evaluate_every", "train.log_every", "train.compile_cache", "train.timeout_seconds"),
     *("audit.reference_every", "audit.reference_mebibytes", "audit.repeat", "audit.trace_steps"),
 )
 Identity = dict[str, Any]

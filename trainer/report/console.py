@@ -61,6 +61,8 @@ def show(console: Console, verdict: Verdict, folder: Path, fail_on: str) -> None
         console.print(Text(numbers))
     if saved := words.checkpoints(verdict):
         console.print(Text(saved))
+    if faults := words.faults(verdict):
+        console.print(Text(faults, style="yellow"))
     console.print()
     if told := words.told(verdict.guarantees):
         console.print(_guarantees(told))

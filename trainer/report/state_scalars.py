@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.audit import nonfinite
 from trainer.audit.records import DTYPES, ReplicaRecord, RunRecord
 
 # By code. No mode is on at 0, and no dtype could be told.
@@ -22,6 +23,7 @@ class StateScalars:
 
     def __init__(self) -> None:
         self._overflows = 0
+        self._skipped = 0
         self._mixed = 0
 
     def of(self, record: RunRecord, rows: slice) -> dict[str, float]:
@@ -35,10 +37,13 @@ class StateScalars:
 
     def _loss_scale(self, record: RunRecord, rows: slice) -> dict[str, float]:
         used = {replica.replica_id: replica.loss_scale[rows] for replica in record.replicas}
+        self._skipped += int(nonfinite.skipped([own[:, 1] for own in used.values()], joint=record.joint).sum())
+        if not nonfinite.scaled(record):
+            return {"updates/skipped": self._skipped}
         self._overflows += sum(int(np.count_nonzero(own[:, 1])) for own in used.values())
         # The last, not a mean: a scale is a power of two.
         values = {f"precision/loss_scale/replica_{replica}": float(own[-1, 0]) for replica, own in used.items()}
-        return {**values, "precision/overflows": self._overflows}
+        return {**values, "precision/overflows": self._overflows, "updates/skipped": self._skipped}
 
     def _gradients(self, record: RunRecord, rows: slice) -> dict[str, float]:
         columns = [replica.column("mixed")[rows] for replica in record.replicas]

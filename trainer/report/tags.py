@@ -34,6 +34,8 @@ DESCRIPTIONS = {
     "updates/expected": "Contributions made so far: replicas x steps.",
     "updates/kept": "Contributions that the canaries of every variable in every copy hold.",
     "updates/kept_share": "Contributions kept, as a share of those made.",
+    "updates/skipped": "Updates so far that were skipped because a gradient was not finite; one that all replicas make "
+    "together counts once.",
     "updates/statistics_lost": "Replicas' changes of batch statistics that some variable or copy does not hold.",
     "gradients/cosine_min": "Least cosine between two replicas' gradients at the same step.",
     "gradients/norm": "L2 norm of the replica's gradient.",

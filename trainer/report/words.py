@@ -61,6 +61,12 @@ def covers(what: Covers) -> str:
             return f"{orders}all {bound}"
 
 
+def faults(verdict: Verdict) -> str:
+    """The faults that the run was asked to have, or nothing."""
+    asked = verdict.run.get("faults") or []
+    return f"With faults that were asked for: {', '.join(asked)}." if asked else ""
+
+
 def seen(anomaly: Anomaly) -> str:
     """`37 of 400 (where)`: how often, and where."""
     often = share(anomaly.count, anomaly.of)

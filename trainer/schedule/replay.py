@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from trainer.config import Config
 
 # What decides neither which operations there are nor what they do.
-BESIDE = ("schedule", "audit", "fail_on", "require", "checkpoint", "resume")
+BESIDE = ("schedule", "audit", "checkpoint", "resume", "watchdog", "faults", "fail_on", "require")
 BESIDE_OF_TRAIN = (
-    *("log_every", "evaluate_every", "stall_seconds", "timeout_seconds", "threads_per_replica"),
+    *("log_every", "evaluate_every", "timeout_seconds", "threads_per_replica"),
     "compile_cache",
 )
 # Keys that there were not when tokens were first given out, and what runs did then: tokens of those stay good.
@@ -22,6 +22,7 @@ LATER = {
     ("precision", "enabled_by"): "scope",
     ("state", "compile_ids"): "safe",
     ("train", "engine"): "torchscript",
+    ("train", "on_nonfinite"): "continue",
 }
 
 

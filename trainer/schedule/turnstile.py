@@ -179,8 +179,8 @@ def stacks(replicas: Mapping[int, int], wanted: Iterable[int]) -> dict[int, str]
     Args:
         replicas: of threads by their identity.
     """
-    frames = _frames()
-    found = {own: frames.get(ident) for ident, own in replicas.items()}
+    now = frames()
+    found = {own: now.get(ident) for ident, own in replicas.items()}
     return {own: _told(found.get(own)) for own in wanted}
 
 
@@ -191,7 +191,7 @@ def _told(frame: FrameType | None) -> str:
     return "".join(traceback.format_list(found)).rstrip()
 
 
-def _frames() -> dict[int, FrameType]:
+def frames() -> dict[int, FrameType]:
     """The frame that each thread is in.
 
     Without the garbage collector: CPython 3.11 runs it in there, under the lock on the list of threads, and for ever

@@ -85,7 +85,7 @@ class MirroredCase:
             compare_settings(run.record, replica_id())
             return found
 
-        by_replica = TurnTable(order, self._config.train.stall_seconds).run(run.strategy, take_steps)
+        by_replica = TurnTable(order, self._config.watchdog.seconds).run(run.strategy, take_steps)
         return [[_taken(*parts) for parts in step] for step in zip(*by_replica, strict=True)]
 
     def _read_off(self, run: Mirrored, steps: Steps) -> None:

@@ -126,7 +126,7 @@ def state_of(shared: SharedVector, user: object, replicas: Sequence[Replica]) ->
 def turnstile(order: Order, config: Config) -> Turnstile:
     """What lets the replicas' threads go on one at a time."""
     # From one announcement to the next takes less than a free run's step, for a replica runs alone.
-    seconds = min(config.train.stall_seconds, STALL_SECONDS)
+    seconds = min(config.watchdog.seconds, STALL_SECONDS)
     return Turnstile(order, seconds, pins=torch.get_num_threads() == 1)
 
 

@@ -11,7 +11,7 @@ from threading import Thread
 from types import CodeType, FrameType
 from typing import Protocol
 
-from trainer.schedule.turnstile import OWN_FILES, stacks
+from trainer.schedule.turnstile import OWN_FILES, frames, stacks
 
 # Frames that are kept of where a lock was acquired, from the innermost out.
 FRAMES = 8
@@ -76,6 +76,33 @@ class Deadlock:
         self.waits = "\n".join(_told_waits({thread: found[thread][0] for thread in told}))
 
 
+def told_holds(waiting: Waiting) -> str:
+    """Where the locks were acquired that threads wait for."""
+    return "\n".join(_told_holds([thread for thread, (_, holds) in waiting.items() if holds], waiting))
+
+
+def told_now(threads: Iterable[Thread], waiting: Waiting) -> str:
+    """What each thread is at: waiting for a lock that another holds, as far as that was seen, or a line of its code."""
+    return "; ".join(
+        _told_wait(thread, waiting) if thread in waiting and waiting[thread][1] else where([thread])
+        for thread in threads
+    )
+
+
+def where(threads: Iterable[Thread]) -> str:
+    """The line that each thread is at: the innermost that tells a reader something."""
+    now = frames()
+    told = []
+    for thread in threads:
+        frame = now.get(thread.ident or 0)
+        while frame is not None and any(part in frame.f_code.co_filename for part in OWN_FILES):
+            frame = frame.f_back
+        if frame is not None:
+            file = "/".join(frame.f_code.co_filename.split("/")[-2:])
+            told.append(f"{called(thread)} is at {file}:{frame.f_lineno} in {frame.f_code.co_name}")
+    return "; ".join(told)
+
+
 def place(frame: FrameType | None) -> Place:
     """A frame and those that it was called from."""
     found: Place = []
@@ -109,7 +136,7 @@ def _told_wait(thread: Thread, found: Waiting) -> str:
     holder, waits = _hold(thread, found).thread, f"{called(thread)} waits for {found[thread][0].lock.name}"
     if holder is thread:
         return f"{waits}, which it holds itself"
-    return f"{waits}, which {called(holder)} holds{'' if holder in found else ' and is through'}"
+    return f"{waits}, which {called(holder)} holds{'' if holder.is_alive() else ' and is through'}"
 
 
 def _told_holds(told: Iterable[Thread], found: Waiting) -> Iterator[str]:

@@ -60,7 +60,7 @@ class Group:
             rank=self.place.rank,
             world_size=self.place.size,
             # Beyond what the replicas are given, so that it is they who are told of.
-            timeout=timedelta(seconds=config.train.stall_seconds + 60),
+            timeout=timedelta(seconds=config.watchdog.seconds + 60),
         )
 
     def gather(self, own: T) -> list[T] | None:

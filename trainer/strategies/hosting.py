@@ -57,6 +57,19 @@ class RunBroken(Exception):
         self.step = step
 
 
+def told_nonfinite(layout: Layout, contribution: Floats, own: int, step: int) -> str:
+    """Which variable's gradient is not finite, of a replica's contribution: the first one's."""
+    for segment in layout.read_segments:
+        wrong = np.flatnonzero(~np.isfinite(contribution[segment.span]))
+        if wrong.size:
+            value = contribution[segment.span][wrong[0]]
+            return (
+                f"the gradient of {segment.name} is not finite: replica {own}, step {step}, {wrong.size:,} of "
+                f"{segment.size:,} values, the first {value:g} at {wrong[0]} (train.on_nonfinite=stop)"
+            )
+    raise ValueError("all values are finite")
+
+
 def reference_steps(config: Config, layout: Layout) -> tuple[frozenset[int], int]:
     """The steps whose gradients are kept whole, and how many more did not fit the memory set aside for them."""
     if config.audit.name == "none":

@@ -19,7 +19,9 @@ them: so there was a moment when all that they have in common was so together, a
 look had ended. At that moment every holder had its lock and who waited for it had not, and each of the stuck could only
 go on after another of them, or after one that has ended.
 
-Assumption: who acquired a lock gives it back. A lock that another thread has ever given back is a signal, which nobody
+Assumption: who acquired a lock gives it back. Where others' code may hand locks on from thread to thread (`handed_on`)
+it is not made: then only replicas that are stuck all together, with no other thread about that could give a lock back,
+are told as stuck (`is_sure`). A lock that another thread has ever given back is a signal, which nobody
 is said to hold. What a thread makes while it runs may be a signal from the start, so that only locks are watched that
 were made in the thread that made the watch.
 
@@ -35,6 +37,7 @@ import sys
 from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, contextmanager
 from threading import Thread, current_thread
+from threading import enumerate as enumerate_threads
 from types import TracebackType
 from typing import Any
 
@@ -47,22 +50,43 @@ class LockWatch:
     Thread-safety: `see` from any thread; `deadlock` from one, which is none of those that are watched.
     """
 
-    def __init__(self) -> None:
-        self._maker = current_thread()
+    def __init__(self, *, handed_on: bool = False) -> None:
+        self.maker = current_thread()
+        self._others = set(enumerate_threads()) if handed_on else None
         self._waits: dict[Thread, Wait] = {}  # each thread's own entry
         self._before: tuple[Waiting, set[Thread]] = {}, set()
 
     def see(self, real: Any, name: str) -> Any:
         """A lock or a read-write lock to be used in place of the real one. A barrier stays what it is."""
-        if hasattr(real, "wait") or current_thread() is not self._maker:
+        if hasattr(real, "wait") or current_thread() is not self.maker:
             return real
         return WatchedReadWriteLock(real, name, self) if hasattr(real, "read") else WatchedLock(real, name, self)
+
+    def see_reentrant(self, real: Any, name: str) -> Any:
+        """The same for an `RLock` that a `threading.Condition` may be made of."""
+        return real if current_thread() is not self.maker else WatchedRLock(real, name, self)
 
     def deadlock(self) -> Deadlock | None:
         """Look, and tell who is stuck by this look and the one before. Ask again and again, some milliseconds apart."""
         (before, ended), self._before = self._before, self._look()
         found = _stuck(_common(before, self._before[0]), ended)
         return Deadlock(found) if found else None
+
+    def is_sure(self, found: Deadlock, replicas: Set[Thread]) -> bool:
+        """Whether those that are stuck are so whoever may give back a lock that another acquired.
+
+        Args:
+            replicas: all of them.
+        """
+        if self._others is None:
+            return True
+        running = set(enumerate_threads()) - self._others
+        return running <= replicas and running <= found.threads
+
+    @property
+    def waiting(self) -> Waiting:
+        """Who waited behind whom at the last look."""
+        return self._before[0]
 
     def begin_waiting(self, wait: Wait) -> None:
         self._waits[current_thread()] = wait
@@ -138,6 +162,29 @@ class WatchedLock(AbstractContextManager[Any]):
         self.release()
 
 
+class WatchedRLock(WatchedLock):
+    """In place of an `RLock` that a `threading.Condition` may be made of, which gives it back whole while it waits."""
+
+    def _release_save(self) -> tuple[int, Any]:
+        hold = self._hold
+        depth = hold.depth if hold is not None else 0
+        if self._is_owned():
+            self._hold = None
+        return depth, self.real._release_save()  # which refuses whoever does not hold it
+
+    def _acquire_restore(self, saved: tuple[int, Any]) -> None:
+        self._watch.begin_waiting(Wait(self))
+        try:
+            self.real._acquire_restore(saved[1])
+        finally:
+            self._watch.end_waiting()
+        self._hold = Hold(current_thread(), place(sys._getframe(1)))
+        self._hold.depth = saved[0]
+
+    def _is_owned(self) -> bool:
+        return bool(self.real._is_owned())
+
+
 class WatchedReadWriteLock:
     """In place of a `ReadWriteLock`."""
 
@@ -158,7 +205,8 @@ class WatchedReadWriteLock:
 
     @contextmanager
     def _section(self, access: str, timeout_seconds: float | None) -> Iterator[None]:
-        section = getattr(self.real, access)(timeout_seconds)
+        # Not every such lock knows time limits.
+        section = getattr(self.real, access)(*(() if timeout_seconds is None else (timeout_seconds,)))
         shared, thread = access == "read", current_thread()
         if timeout_seconds is None:
             self._watch.begin_waiting(Wait(self, shared))

@@ -10,10 +10,12 @@ own device, its count of steps included, and only what is reduced and the loop's
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -25,12 +27,14 @@ from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.contents import snapshot
 from trainer.checkpoint.files import Arrays
 from trainer.config import Config
+from trainer.faults import InjectedFault
 from trainer.holders import captures, mechanism
 from trainer.schedule.operations import BEGIN, COMPUTE, CURSOR, GENERATOR, READ, UPDATE, WRITE
 from trainer.schedule.point import mark, point
 from trainer.strategies.after_the_run import AfterTheRun
 from trainer.strategies.deltas import Deltas
 from trainer.strategies.hosting import (
+    RunBroken,
     StopFlag,
     Watcher,
     compare_settings,
@@ -40,9 +44,15 @@ from trainer.strategies.hosting import (
 )
 from trainer.strategies.in_replica import barrier, gradients_by_tape, point_in_copy, replica_id
 from trainer.strategies.reduction import DirectReduction
+from trainer.strategies.stall import stalls_end_the_run
 from trainer.strategies.traced_mirrored import calls_traced
 from trainer.updates.mirrored import ASSIGNMENTS
 from trainer.workloads.train import Training
+
+if TYPE_CHECKING:
+    from trainer.strategies.guarded_mirrored import Guard
+
+log = logging.getLogger(__name__)
 
 CALL_SECONDS = 0.2  # what one call should take, so that progress shows and Ctrl-C is heeded
 FIRST_STEPS = 4
@@ -115,7 +125,7 @@ def train(
     """Train under MirroredStrategy over the machine's GPUs, or over logical CPU devices, and fill `record`."""
     with turned_on(training):
         mirrored = Mirrored(config, training, record, watcher, stop, checkpoints)
-        with calls_traced(mirrored):
+        with calls_traced(mirrored), mirrored.told():
             mirrored.run()
     record.mode_left = training.mode_left
 
@@ -185,6 +195,7 @@ class Mirrored:
         self.train_x = self._on_each(training.dataset.train_x)
         self.train_y = self._on_each(training.dataset.train_y)
         self.first_canaries = tf.constant(self.layout.canaries[0, 0].astype(np.int32))
+        self.guard = self._guard()
         self.places = [self.place(own, own) for own in self.own_ids]
         self.captures = captures(config)
         self.take_steps = self._take_steps_eagerly
@@ -210,6 +221,14 @@ class Mirrored:
         if self.position is not None:
             self.put(self.position, 0)
         self._make_ready()
+
+    def _guard(self) -> Guard | None:
+        """What injects faults and looks at gradients, where that was asked for."""
+        if not self.config.faults and self.config.train.on_nonfinite != "stop":
+            return None
+        from trainer.strategies.guarded_mirrored import Guard
+
+        return Guard(self.config, self.layout, self.training.row)
 
     def _on_each(self, value: NDArray[Any]) -> list[Tensor]:
         """The same tensor on every replica's device; CPU devices share its memory."""
@@ -253,6 +272,8 @@ class Mirrored:
     def _make_ready(self) -> None:
         self.record.engine = "tf.function" if self.captures else "eager"
         self.runners = [self.training.precision.hand_over() for _ in self.own_ids]
+        # The replica whose Python code was the first to raise.
+        self.raised_in: int | None = None
         # What each replica's Python code noted each time that it ran: at every step, or once, while it was traced.
         self.noted: list[list[Noted]] = [[] for _ in range(self.num_replicas)]
 
@@ -268,17 +289,59 @@ class Mirrored:
     def shares_iterator(self) -> bool:
         return mechanism(self.config, "cursor") == "shared_iterator"
 
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Say of what a replica raises whose it is, as far as that is known.
+
+        Raises:
+            RunBroken: a replica raised.
+        """
+        try:
+            yield
+        except InjectedFault as error:
+            message = f"replica {error.replica} raised InjectedFault: {error}"
+            raise RunBroken("crash", message, error.replica, error.step) from error
+        except Exception as error:
+            broken = self.guard.broken(error) if self.guard is not None else None
+            if broken is None and self.raised_in is not None:
+                # A graph is traced before its first step; operator by operator, each step runs the replicas' code.
+                step = max(self.record.steps_done, len(self.noted[self.raised_in])) if not self.captures else 0
+                message = f"replica {self.raised_in} raised {type(error).__name__}: {error}"
+                broken = RunBroken("crash", message, self.raised_in, step)
+            if broken is None:
+                raise
+            log.exception("a replica raised")
+            raise broken from error
+
     def run(self) -> None:
-        steps = self.config.train.steps
         recorders = self.recorders()
         kept_steps, self.record.references_skipped = reference_steps(self.config, self.layout)
         self.make_first_call()
         if self.first_step:
             self._go_on()
+        with stalls_end_the_run(self.record, self.config.watchdog.seconds, self.stop):
+            stopped = self._take_all(recorders, kept_steps)
+        self.record.copies = self.copies()
+        if stopped:
+            return
+        self._evaluate(self.config.train.steps)
+        if self.training.audited:
+            self.after_the_run.complete()
+            self.after_the_run.look_again()
+
+    def _take_all(self, recorders: Sequence[Recorder], kept_steps: Container[int]) -> bool:
+        """All steps, call by call.
+
+        Returns:
+            Whether the run was stopped on the way.
+        """
+        steps = self.config.train.steps
         first, length = self.first_step, FIRST_STEPS
         started = time.perf_counter() - self.record.duration_seconds
         stopped = self.stop.is_set()
         while first < steps and not stopped:
+            if self.guard is not None:
+                self.guard.faults.strike(first)
             last = self._next_stop(first, first + length)
             called = time.perf_counter()
             kept = [step for step in range(first, last) if step in kept_steps]
@@ -298,24 +361,22 @@ class Mirrored:
             if self.checkpoints is not None and self.checkpoints.after(first) == last:
                 self._save(self.checkpoints, last)
             first = last
-        self.record.copies = self.copies()
-        if stopped:
-            return
-        self._evaluate(steps)
-        if self.training.audited:
-            self.after_the_run.complete()
-            self.after_the_run.look_again()
+        return stopped
 
     def agree(self, seconds: float) -> tuple[float, bool]:
         """What all who host replicas go by after a call that took `seconds`: its time, and whether to stop."""
         return seconds, self.stop.is_set()
 
     def _next_stop(self, first: int, last: int) -> int:
-        """Where a call that begins at `first` ends: by `last`, or before an evaluation or a checkpoint."""
+        """Where a call that begins at `first` ends: by `last`, or before an evaluation, a checkpoint or a fault."""
         every = self.config.train.evaluate_every
         ends = [self.config.train.steps, last, *([(first // every + 1) * every] if every else [])]
         saved = -1 if self.checkpoints is None else self.checkpoints.after(first)
-        return min([*ends, *([saved] if saved > 0 else [])])
+        if saved > 0:
+            ends.append(saved)
+        if self.guard is not None:
+            ends += [step for step in self.guard.faults.struck_at() if step > first]
+        return min(ends)
 
     # Checkpoints.
 
@@ -372,7 +433,13 @@ class Mirrored:
         """
         own = replica_id()
         at = self.at(own)
-        outcome: tuple[Tensor, ...] = self.runners[at](lambda: self._own_step(own, samples[at], steps[at], places[at]))
+        try:
+            outcome: tuple[Tensor, ...] = self.runners[at](
+                lambda: self._own_step(own, samples[at], steps[at], places[at])
+            )
+        except Exception:
+            self.raised_in = own if self.raised_in is None else self.raised_in
+            raise
         return outcome
 
     def _own_step(self, own: int, samples: Tensor, step: Tensor, place: Place) -> tuple[Tensor, ...]:
@@ -401,6 +468,8 @@ class Mirrored:
                 compute_dtype=asked,
                 trains=own < training.num_trainers,
             )
+        if self.guard is not None:
+            contribution, row = self.guard.guarded(own, step, contribution, row, place.template, place.positions)
         left = training.precision.current()
         self.noted[own].append(Noted(-1, -1, -1, code(asked), code(entry), code(left), -1, first))
         total = contribution

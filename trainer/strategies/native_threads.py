@@ -81,6 +81,10 @@ def why_not(config: Config, training: Training, steps: Steps) -> str:
         return "an update mode of your own is Python"
     if config.audit.name == "full":
         return "audit=full sums every step's delta in Python"
+    if config.faults:
+        return "faults are injected in Python"
+    if config.train.on_nonfinite != "continue":
+        return f"train.on_nonfinite={config.train.on_nonfinite} looks at every gradient in Python"
     if training.layout.apart:
         return "state holders write a part of the variables by themselves"
     if training.layout.loss_scale:

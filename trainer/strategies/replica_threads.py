@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from trainer.audit.records import RunRecord
+from trainer.strategies.deadlock import told_holds, told_now
 from trainer.strategies.hosting import RunBroken, StopFlag
 from trainer.strategies.lock_watch import LockWatch
 
@@ -80,13 +81,19 @@ class ReplicaThreads:
             self._watch(threads)
         finally:
             self._ended.set()
-            self._abort()
             deadline = time.monotonic() + JOIN_SECONDS
+            self._wake_up(deadline)
             for thread in threads:
                 if thread in self._stuck:
                     continue  # it never ends
                 thread.join(max(0.0, deadline - time.monotonic()))
         self.seconds = max(0.0, max(self._finished) - started)
+
+    def _wake_up(self, deadline: float) -> None:
+        """Call `abort`, a user's own perhaps, which must neither keep the run nor hide why it ends."""
+        aborting = threading.Thread(target=self._abort, name="abort", daemon=True)
+        aborting.start()
+        aborting.join(max(0.0, deadline - time.monotonic()))
 
     def _replica(self, own: int) -> None:
         try:
@@ -95,6 +102,9 @@ class ReplicaThreads:
         except threading.BrokenBarrierError:
             # Another replica raised or the run is being stopped; whoever caused it has said so.
             log.debug("replica %d left a broken barrier", own)
+        except RunBroken as broken:
+            log.error(broken.message)
+            self._errors.put(broken)
         except Exception as error:
             message = f"replica {own} raised {type(error).__name__}: {error}"
             log.exception(message)
@@ -107,28 +117,32 @@ class ReplicaThreads:
         moved, moved_at = -1, time.monotonic()
         while (alive := [thread for thread in threads if thread.is_alive()]) and not self._stop.is_set():
             self._raise_errors()
-            self._look_at_locks()
+            self._look_at_locks(threads)
             self._report()
             done = self._record.micro_steps_done
             if done != moved:
                 moved, moved_at = done, time.monotonic()
             elif time.monotonic() - moved_at > self._stall_seconds:
-                faulthandler.dump_traceback(sys.stderr, all_threads=True)
-                raise RunBroken(
-                    "deadlock",
-                    f"no replica finished a step for {self._stall_seconds:g} s (train.stall_seconds); "
-                    "the stacks are in console.log",
-                    step=self._record.steps_done,
-                )
+                raise self._stalled(alive)
             alive[0].join(POLL_SECONDS)
         self._raise_errors()
         self._report()
 
-    def _look_at_locks(self) -> None:
+    def _stalled(self, alive: Sequence[threading.Thread]) -> RunBroken:
+        waiting = self._locks.waiting if self._locks is not None else {}
+        told = (
+            f"no replica finished a step for {self._stall_seconds:g} s (watchdog.seconds): {told_now(alive, waiting)}"
+        )
+        log.error("%s\n%s", told, told_holds(waiting))
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        return RunBroken("deadlock", f"{told}; the stacks are in console.log", step=self._record.steps_done)
+
+    def _look_at_locks(self, threads: Sequence[threading.Thread]) -> None:
         found = self._locks.deadlock() if self._locks is not None else None
-        if found is not None:
+        if found is not None and self._locks is not None and self._locks.is_sure(found, set(threads)):
             self._stuck = found.threads
             log.error("deadlock: %s.\n%s\n%s", found.told, found.held, found.waits)
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
             raise RunBroken("deadlock", f"{found.told}.\n{found.held}", step=self._record.steps_done)
 
     def _raise_errors(self) -> None:

@@ -28,6 +28,7 @@ from trainer.strategies.hosting import (
     joint_samples,
     reference_steps,
 )
+from trainer.strategies.lock_watch import LockWatch
 from trainer.strategies.meeting import Meeting
 from trainer.strategies.replica_threads import ReplicaThreads
 from trainer.strategies.steps import Steps
@@ -45,6 +46,7 @@ class ThreadHost(ABC):
         references: what replicas have kept for the audit, a list each.
         ended: replicas are to begin no further step.
         first_step: the step to begin with, above 0 where a checkpoint is resumed.
+        locks: watches the locks of the update mode, where any are watched.
 
     Args:
         steps: captured already, or the class of those that are to be captured.
@@ -74,6 +76,7 @@ class ThreadHost(ABC):
         self.ended = threading.Event()
         # The replicas whose threads are here.
         self.hosted: Sequence[int] = range(training.num_replicas)
+        self.locks: LockWatch | None = None
         self._reports_again = 0.0
         self.checkpoints = checkpoints
         self.first_step = 0 if checkpoints is None else checkpoints.first_step
@@ -103,7 +106,8 @@ class ThreadHost(ABC):
             abort=self._wake,
             report=self.report,
             stop=self.stop,
-            stall_seconds=self.config.train.stall_seconds,
+            stall_seconds=self.config.watchdog.seconds,
+            locks=self.locks,
             hosted=self.hosted,
         )
         self.begin()

@@ -32,6 +32,7 @@ from trainer.strategies.hosting import (
 from trainer.strategies.steps import Steps
 from trainer.strategies.thread_host import ThreadHost
 from trainer.strategies.traced_threads import traced, watch_training
+from trainer.strategies.users_locks import watching
 from trainer.updates.all_reduce import AllReduce, UnscaledSum
 from trainer.updates.apart import Apart
 from trainer.updates.shared_vector import Capture, Replica, SharedVector
@@ -85,7 +86,7 @@ def train(
     """Train with one thread a replica and fill `record`.
 
     Raises:
-        RunBroken: a replica raised, or no replica finished a step for `train.stall_seconds`.
+        RunBroken: a replica raised, or no replica finished a step for `watchdog.seconds`.
     """
     _run(config, training, record, watcher, stop, checkpoints)
     record.mode_left = training.mode_left
@@ -180,8 +181,13 @@ class Threads(ThreadHost):
         steps: Steps | type[Steps] = Steps,
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        shared, self.mode, replicas = mode or build_mode(config, training)
+        locks = None
+        if mode is None:
+            with watching(config) as locks:
+                mode = build_mode(config, training)
+        shared, self.mode, replicas = mode
         super().__init__(config, training, record, watcher, stop, shared, steps, checkpoints)
+        self.locks = locks
         self.replicas = {replica.replica_id: replica for replica in replicas}
         self.hosted = list(self.replicas)
         self.apart = Apart(self.shared) if training.layout.apart else None
@@ -189,7 +195,7 @@ class Threads(ThreadHost):
         self.gradients: GradientHolder = SharedGrad(training.layout) if shares_grad else PerReplica()
         self.steps.gradients = self.gradients
         self.cursor = self._cursor()
-        self.computing = {own: Computing(self, own) for own in self.hosted}
+        self.computing = self._computing()
         self._audited, self._current = training.audited, training.precision.current
 
         # A sum per replica, each with one writer; in double precision, which adds no rounding of note to theirs.
@@ -306,6 +312,15 @@ class Threads(ThreadHost):
             yield from torch.arange(first, min(first + NUMBERS, steps)).unbind()
 
     # What the main thread does before.
+
+    def _computing(self) -> dict[int, Computing]:
+        """Each replica's; one that looks at every gradient or has faults only where that was asked for."""
+        kind: type[Computing] = Computing
+        if self.config.faults or self.config.train.on_nonfinite == "stop":
+            from trainer.strategies.guarded_threads import GuardedComputing
+
+            kind = GuardedComputing
+        return {own: kind(self, own) for own in self.hosted}
 
     def _cursor(self) -> Cursor[Tensor]:
         num_replicas = self.training.num_replicas

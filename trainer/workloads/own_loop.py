@@ -238,7 +238,7 @@ class LoopThreads:
             abort=getattr(self.loop, "abort", lambda: None),
             report=report,
             stop=stop,
-            stall_seconds=self._config.train.stall_seconds,
+            stall_seconds=self._config.watchdog.seconds,
         )
         threads.run()
         record.duration_seconds = threads.seconds

@@ -59,7 +59,7 @@ class SmallWorkload:
 EVERYBODYS = (
     *("strategy", "workload", "num_replicas", "fail_on", "require"),
     *("train.steps", "train.batch_size", "train.seed", "train.threads_per_replica"),
-    *("train.stall_seconds", "train.timeout_seconds"),
+    *("watchdog", "train.timeout_seconds"),
 )
 
 SMALL: dict[str, SmallWorkload] = {

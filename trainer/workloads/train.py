@@ -17,12 +17,13 @@ from data.plan import BatchPlan
 from models.random import Key, Source, drawing
 from trainer.audit.row import Row
 from trainer.config import Config
-from trainer.holders import apart, asked_dtypes, mechanism
+from trainer.holders import apart, asked_dtypes, growth_steps, mechanism
 from trainer.rules import validate_samples
 from trainer.samples import Samples
 from trainer.state import layout as layouts
 from trainer.state.first_call import FIRST_CALLS
 from trainer.state.layout import Floats
+from trainer.state.loss_scale import NEVER
 from trainer.state.precision import PrecisionHolder
 from trainer.state.random_numbers import Drawn, Generated
 from trainer.state.settings import ANY
@@ -86,17 +87,18 @@ class Training:
         self.optimizer = optimizers.build(config.optimizer)
         weights, statistics = self.network.weights, self.network.statistics
         self.num_weights = len(weights)
-        self.growth_steps = getattr(config.precision, "growth_steps", 0)
+        self.growth_steps = growth_steps(config)
         self.layout = layouts.plan(
             [(named.name, named.value.shape) for named in weights],
             [(named.name, named.value.shape) for named in statistics],
             self.optimizer.slots,
             counter=self.optimizer.counts,
             num_replicas=self.num_replicas,
-            loss_scale=self.growth_steps > 0,
+            loss_scale=self.growth_steps != 0,
             apart=apart(config),
         )
-        state = [np.array([config.precision.initial_scale, 0])] if self.growth_steps else []
+        initial_scale = getattr(config.precision, "initial_scale", 1.0)
+        state = [np.array([initial_scale, 0])] if self.growth_steps else []
         self.initial = self.layout.pack([*(named.value for named in (*weights, *statistics)), *state])
         self.batches = BatchPlan(len(self.dataset.train_x), self.num_replicas, self.batch_size, seed)
         self.gaps = _gaps(self.layout)
@@ -172,7 +174,7 @@ class Training:
         values = self._unpack(prefix)
         weights, statistics = values[: self.num_weights], values[self.num_weights : self._num_variables]
         state = self.layout.loss_scale
-        factor = prefix[state.start] if state else None
+        factor = prefix[state.start] if state and self.growth_steps != NEVER else None  # 1 is not worth its operators
         source = Watched(self._source(step, positions))
 
         def loss_of(weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, Sequence[Tensor]]]:
@@ -201,7 +203,7 @@ class Training:
                 ops.cast(samples[:1], "float32"),
             ]
             # Few operators: on a small model each of them shows in the time of a step.
-            if source.draws or factor is not None:
+            if source.draws or factor is not None or overflow is not None:
                 used = ops.zeros((1,)) if factor is None else ops.reshape(factor, (1,))
                 row += [source.words(), used, ops.zeros((1,)) if overflow is None else overflow]
             else:
@@ -260,9 +262,10 @@ class Training:
         ]
         deltas = [ops.cast(after, "float32") - before for after, before in zip(new, statistics, strict=True)]
         state = self.layout.loss_scale
-        if factor is None or state is None:
+        if state is None:
             return self._assemble([*found, *deltas], template, gaps), None
-        found = [ops.cast(gradient, "float32") / factor for gradient in found]
+        if factor is not None:
+            found = [ops.cast(gradient, "float32") / factor for gradient in found]
         whole = self._assemble([*found, *deltas, ops.zeros((2,))], template, gaps)
         finite = ops.all(ops.isfinite(whole))
         overflow = 1.0 - ops.cast(finite, "float32")

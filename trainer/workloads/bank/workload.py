@@ -82,7 +82,7 @@ def run(config: Config, record: RunRecord, watcher: Watcher, stop: StopFlag) -> 
         abort=lambda: None,
         report=lambda: watcher.progress(record),
         stop=stop,
-        stall_seconds=config.train.stall_seconds,
+        stall_seconds=config.watchdog.seconds,
         locks=locks,
     )
     threads.run()
@@ -106,7 +106,7 @@ class BankCase:
         with modelled():
             bank = Bank(self._config)
             bodies = [partial(bank.replica, record, never, own) for own in range(self.num_replicas)]
-            Turnstile(order, min(self._config.train.stall_seconds, STALL_SECONDS)).run(bodies)
+            Turnstile(order, min(self._config.watchdog.seconds, STALL_SECONDS)).run(bodies)
         record.findings = bank.find()
         record.ended_in = repr({name: seen.balance for name, seen in bank.final.items()}).encode()
 

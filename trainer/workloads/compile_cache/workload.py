@@ -87,7 +87,7 @@ def plan_of(config: Config, round: int, folder: str) -> Plan:
         batch_size=train.batch_size,
         seed=train.seed,
         saves=True,
-        seconds=train.stall_seconds,
+        seconds=config.watchdog.seconds,
     )
 
 
@@ -145,7 +145,7 @@ def _line(family: subprocess.Popen[bytes], seconds: float, stop: StopFlag) -> by
             if stop.is_set():
                 raise Stopped
             if time.monotonic() > until:
-                raise RunBroken("deadlock", f"no generation of siblings ended for train.stall_seconds={seconds:g}")
+                raise RunBroken("deadlock", f"no generation of siblings ended for watchdog.seconds={seconds:g}")
             if not selector.select(POLL_SECONDS):
                 continue
             part = os.read(family.stdout.fileno(), 1 << 16)

@@ -51,7 +51,7 @@ def count(config: Config, record: RunRecord, report: Callable[[], None], stop: S
     """Run every replica's thread to its end.
 
     Raises:
-        RunBroken: a replica raised, or none made an increment for `train.stall_seconds`.
+        RunBroken: a replica raised, or none made an increment for `watchdog.seconds`.
     """
     variable = variable_for(config)
     shared = variable.make()
@@ -73,7 +73,7 @@ def count(config: Config, record: RunRecord, report: Callable[[], None], stop: S
         abort=roles.isolation.abort,
         report=look,
         stop=stop,
-        stall_seconds=config.train.stall_seconds,
+        stall_seconds=config.watchdog.seconds,
     )
     threads.run()
     found.seconds, found.values = threads.seconds, variable.values(shared.total)

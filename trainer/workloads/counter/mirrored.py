@@ -151,7 +151,7 @@ class MirroredCase:
                     barrier("step")  # as between two calls of `strategy.run`
                 self._copies.step()
 
-        TurnTable(order, self._config.train.stall_seconds).run(self._copies.strategy, replica)
+        TurnTable(order, self._config.watchdog.seconds).run(self._copies.strategy, replica)
         for each in record.replicas:
             each.steps_done = record.steps
         values = self._copies.values()

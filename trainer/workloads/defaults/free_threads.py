@@ -26,7 +26,7 @@ def take_steps(
         report, abort: as those of `ReplicaThreads`.
 
     Raises:
-        RunBroken: a replica raised, or none finished a step for `train.stall_seconds`.
+        RunBroken: a replica raised, or none finished a step for `watchdog.seconds`.
     """
 
     ended = threading.Event()
@@ -39,6 +39,6 @@ def take_steps(
             record.replicas[own].steps_done = step + 1
 
     threads = ReplicaThreads(
-        record, body, ended, abort=abort, report=report, stop=stop, stall_seconds=config.train.stall_seconds
+        record, body, ended, abort=abort, report=report, stop=stop, stall_seconds=config.watchdog.seconds
     )
     threads.run()

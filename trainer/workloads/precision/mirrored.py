@@ -51,7 +51,7 @@ def run(config: Config, record: RunRecord, watcher: Watcher, stop: StopFlag) -> 
     """Run each round as one call of `strategy.run`, eagerly.
 
     Raises:
-        RunBroken: a replica raised, or no round was finished for `train.stall_seconds`.
+        RunBroken: a replica raised, or no round was finished for `watchdog.seconds`.
     """
     rounds = Rounds(config, Layer())
     rounds.start()
@@ -64,7 +64,7 @@ class _Free:
 
     def __init__(self, config: Config, rounds: Rounds, record: RunRecord, stop: StopFlag) -> None:
         self._rounds, self._record, self._stop = rounds, record, stop
-        self._stall_seconds = config.train.stall_seconds
+        self._stall_seconds = config.watchdog.seconds
         self._strategy = _strategy(config.num_replicas)
         self._replicas: dict[int, int] = {}  # of threads by their identity
         self._error: Exception | None = None
@@ -112,7 +112,7 @@ class _Free:
             waits.append(f"replica {own} waits at '{line}' ({file}:{number})")
         return RunBroken(
             "deadlock",
-            f"no round was finished for {self._stall_seconds:g} s (train.stall_seconds): {'; '.join(waits)}; the "
+            f"no round was finished for {self._stall_seconds:g} s (watchdog.seconds): {'; '.join(waits)}; the "
             "stacks are in console.log",
             step=self._record.steps_done,
         )
@@ -132,6 +132,6 @@ class MirroredCase:
         with modelled():
             rounds = Rounds(self._config, self._layer)
         rounds.start()
-        table = TurnTable(order, self._config.train.stall_seconds)
+        table = TurnTable(order, self._config.watchdog.seconds)
         table.run(self._strategy, lambda: take_all(rounds, replica_id(), STOPS))
         fill(record, self._config, rounds)

@@ -23,7 +23,7 @@ def run(config: Config, record: RunRecord, watcher: Watcher, stop: StopFlag) -> 
     """Have all threads begin each round together and go through it freely.
 
     Raises:
-        RunBroken: a replica raised, or none finished a round for `train.stall_seconds`.
+        RunBroken: a replica raised, or none finished a round for `watchdog.seconds`.
     """
     rounds = Rounds(config, Layer())
     meeting = threading.Barrier(config.num_replicas)
