@@ -15,7 +15,9 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from trainer.config import ConfigError
 from trainer.folders import claim, from_here, take_over
+from trainer.follower import Follower
 from trainer.invocation import INVOCATION, config_of, nothing_after_a_mistake
+from trainer.launchers import BATCH, WITH_LOGS, check, chosen
 from trainer.processes import folder_of, launched
 from trainer.rules import validate
 
@@ -27,6 +29,8 @@ class Checks(Callback):
         with nothing_after_a_mistake():
             asked = config_of(config)
             validate(asked)
+            if (launcher := chosen(config)) != "basic":
+                raise ConfigError(f"hydra/launcher={launcher} starts the runs of a sweep: add -m, also for one run.")
             folder = from_here(Path(config.hydra.run.dir).absolute())
             place = launched(asked)
             if place is None:
@@ -44,6 +48,8 @@ class Checks(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         with nothing_after_a_mistake():
+            launcher = chosen(config)
+            check(launcher)
             jobs = _jobs(config)
             if jobs is not None:
                 if not jobs:
@@ -55,6 +61,9 @@ class Checks(Callback):
             folder = from_here(Path(config.hydra.sweep.dir).absolute())
             claim(folder, "hydra.sweep.dir", below=True)
             INVOCATION.sweep = folder
+            INVOCATION.batch = launcher in BATCH
+            if launcher in WITH_LOGS:
+                INVOCATION.follower = Follower(folder, INVOCATION.jobs)
 
 
 def _jobs(config: DictConfig) -> list[DictConfig] | None:

@@ -13,8 +13,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from trainer import launchers
 from trainer.config import OPTIONS, Config, ConfigError
-from trainer.interrupts import Interrupted, interruptible
+from trainer.interrupts import Interrupted, interruptible, wait_for_workers
 from trainer.invocation import INVOCATION, complain
 from trainer.job import Job
 from trainer.launch import ROOT
@@ -22,6 +23,8 @@ from trainer.mistakes import MISTAKES, line
 from trainer.stop import REASONS
 
 CONFIGS = ROOT / "configs"
+# What submitit, which is not imported where nobody asks for it, raises for a worker that ended without a word.
+LEFT_NOTHING = ("UncompletedJobError", "FailedJobError")
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
 
 
@@ -33,26 +36,31 @@ def main(arguments: list[str]) -> int:
         return complain(str(error))
     _register()
     try:
-        with interruptible():
-            return _run(arguments)
+        with interruptible() as caught:
+            return _run(arguments, caught)
     except Interrupted as interruption:
         return complain(f"{REASONS[interruption.number]}.", interruption.status)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], caught: list[Interrupted]) -> int:
     """Do the runs and, after a sweep, sum it up however it ended."""
     try:
         status = _hand_over(arguments)
     except Interrupted as interruption:
         status = complain(f"{REASONS[interruption.number]}.", interruption.status)
     except Exception as error:
-        if type(error).__name__ == "TerminatedWorkerError":
-            # joblib's own, which is not imported where no worker was asked for.
+        if caught:
+            # Ray's compiled code has made another one of it.
+            status = complain(f"{REASONS[caught[0].number]}.", caught[0].status)
+        # joblib's own, which is not imported where no worker was asked for.
+        elif type(error).__name__ == "TerminatedWorkerError":
             status = complain("a worker process of hydra/launcher=joblib was killed, and the others with it.", 3)
         else:
             # Not a mistake of the user's but of the program's: its stack is told, and its status is not a verdict's.
             traceback.print_exc()
             status = 3
+    if INVOCATION.follower is not None:
+        INVOCATION.follower.end()
     if INVOCATION.sweep is not None:
         # Here, so that a command that makes no sweep does not wait for rich.
         from trainer import sweep
@@ -104,6 +112,7 @@ def _register() -> None:
     for group, options in OPTIONS.items():
         for name, node in options.items():
             store.store(group=group, name=name, node=node)
+    launchers.register()
 
 
 def _hand_over(arguments: list[str]) -> int:
@@ -120,4 +129,9 @@ def _hand_over(arguments: list[str]) -> int:
         # Hydra ends the program after it has shown something, with 1 where there was nothing to show; the checks end it
         # with 2 and 3.
         return end.code if end.code in (0, 3) else 2
+    except Exception as error:
+        if type(error).__name__ not in LEFT_NOTHING:
+            raise
+        wait_for_workers()
+        return complain(f"a sweep's {'job' if INVOCATION.batch else 'worker process'} was killed. Other runs go on.", 3)
     return INVOCATION.status

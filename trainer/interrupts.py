@@ -1,15 +1,15 @@
 """Ctrl-C and SIGTERM in the process that the user started: every run below it ends, and none is left behind.
 
 The runs have sessions of their own, so a signal reaches only this process, which passes it on. Under Hydra's joblib
-launcher there are worker processes in between. They are frozen first: one that died would make joblib kill its run
-before that could write its verdict, and one that lived would start the next run.
+and submitit launchers there are worker processes in between. They are frozen first: one that died would have its run
+killed before that could write its verdict, and one that lived would start the next run.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -18,7 +18,10 @@ import psutil
 # Time for a run to write its verdict by itself. A little more than the run gives itself (`trainer.stop`), and short
 # enough to leave room within the two seconds in which everything has stopped.
 PATIENCE_SECONDS = 1.5
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Signal -> what runs are sent for it.
+SIGNALS = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}
+# Programs between this process and its runs.
+WORKERS = ("loky", "submitit.local._local", "submitit.core._submit")
 
 
 class Interrupted(BaseException):
@@ -34,25 +37,30 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(signals: Mapping[signal.Signals, signal.Signals] = SIGNALS) -> Iterator[list[Interrupted]]:
     """Turn the first SIGINT or SIGTERM into `Interrupted`, once all runs have ended; later ones change nothing.
 
     Both are caught even where the parent had them ignored, as shells do for commands in the background: whoever sends
     one to this process by its number means it.
+
+    Args:
+        signals: each with the one that is passed on to runs.
+
+    Yields:
+        What was raised, for whoever ends up with another exception: compiled code may make one of it.
     """
-    caught = False
+    caught: list[Interrupted] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal caught
         if caught:
             return
-        caught = True
-        stop_runs(signal.Signals(number))
-        raise Interrupted(signal.Signals(number))
+        caught.append(Interrupted(signals[signal.Signals(number)]))
+        stop_runs(caught[0].number)
+        raise caught[0]
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in signals}
     try:
-        yield
+        yield caught
     finally:
         for number, handler in before.items():
             # After an interruption a second one must not cut short what is left to say.
@@ -71,11 +79,17 @@ def stop_runs(number: signal.Signals) -> None:
         with suppress(psutil.Error):
             run.send_signal(number)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline and any(_is_alive(run) for run in runs):
+    while time.monotonic() < deadline and any(is_alive(run) for run in runs):
         time.sleep(0.02)
     for process in (*runs, *workers):
         with suppress(psutil.Error):
             process.kill()
+
+
+def wait_for_workers() -> None:
+    """Wait until every worker below this process has ended by itself."""
+    while any(_is_worker(process) and is_alive(process) for process in psutil.Process().children(recursive=True)):
+        time.sleep(0.2)
 
 
 def _is_run(process: psutil.Process) -> bool:
@@ -83,8 +97,9 @@ def _is_run(process: psutil.Process) -> bool:
 
 
 def _is_worker(process: psutil.Process) -> bool:
-    return any("loky" in word for word in _command(process)) and not any(
-        "resource_tracker" in word for word in _command(process)
+    command = _command(process)
+    return any(worker in word for word in command for worker in WORKERS) and not any(
+        "resource_tracker" in word for word in command
     )
 
 
@@ -95,7 +110,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     """Whether it still runs: one that has ended stays on as a zombie while its parent is frozen."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)

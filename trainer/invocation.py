@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.config import OPTIONS, Config, ConfigError
+from trainer.follower import Follower
 from trainer.from_dict import from_dict
 from trainer.mistakes import MISTAKES, line
 from trainer.processes import as_launched
@@ -25,12 +26,16 @@ class Invocation:
     Attributes:
         sweep: the sweep's folder, once it is this sweep's.
         jobs: how many runs the sweep has, where it is known.
+        batch: whether the sweep's runs belong to a batch system, and go on without this command.
+        follower: tells how a sweep's runs end, where their workers cannot.
         status: exit status of a single run.
         running: whether a run has begun: what goes wrong from then on is no mistake in the configuration.
     """
 
     sweep: Path | None = None
     jobs: int | None = None
+    batch: bool = False
+    follower: Follower | None = None
     status: int = 0
     running: bool = False
 

@@ -1,16 +1,19 @@
-"""One run as Hydra's launcher calls it: in the command's own process, or in a worker process of joblib's."""
+"""One run as Hydra's launcher calls it: in the command's own process, or in a worker process, here or elsewhere."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -19,23 +22,29 @@ from trainer.audit.verdict import FILE_NAME, Error
 from trainer.checkpoint.store import steps_in
 from trainer.config import ConfigError
 from trainer.folders import from_here, settle
+from trainer.interrupts import Interrupted, interruptible, is_alive
 from trainer.invocation import INVOCATION, command_of, complain, config_of
 from trainer.launch import launch
+from trainer.launchers import ASKED, BATCH, GROUP
 from trainer.processes import launched
 from trainer.rules import validate
 
 PARENT_POLL_SECONDS = 0.5
+# Slurm, or submitit for it, asks a job to end before it kills it: by SIGUSR2 some time before, by SIGTERM at the end.
+ASKED_TO_END = {signal.SIGUSR2: signal.SIGTERM, signal.SIGTERM: signal.SIGTERM}
 
 
 @dataclass(frozen=True)
 class Job:
-    """The task that Hydra runs.
+    """The task that Hydra runs. A launcher may send it to another process or machine.
 
     Attributes:
         parent: process id of the command.
+        host: the machine that it runs on.
     """
 
     parent: int
+    host: str = field(default_factory=platform.node)
 
     def __call__(self, composed: DictConfig) -> int:
         """Do the run and return its exit status."""
@@ -44,9 +53,11 @@ class Job:
         folder = from_here(Path(hydra.runtime.output_dir))
         config = config_of(composed)
         command = command_of(hydra.overrides.task)
-        worker = os.getpid() != self.parent
+        worker = (os.getpid(), platform.node()) != (self.parent, self.host)
+        launcher = str(hydra.runtime.choices[GROUP])
         if worker:
-            _serve(self.parent)
+            elsewhere = launcher in BATCH or platform.node() != self.host
+            _serve(None if elsewhere else self.parent)
         elif INVOCATION.sweep is not None:
             of = "" if INVOCATION.jobs is None else f"/{INVOCATION.jobs}"
             print(f"\n[{hydra.job.num + 1}{of}] {folder.name}", flush=True)
@@ -57,25 +68,48 @@ class Job:
             except ConfigError as error:
                 settle(config, folder, command, Error("refused", str(error)))
                 return complain(f"{folder.name} is refused: {error}")
-        INVOCATION.status = launch(config, folder, command, silent=worker)
+        try:
+            with _ending_when_asked(worker and launcher in ASKED):
+                INVOCATION.status = launch(config, folder, command, silent=worker)
+        except Interrupted as interruption:
+            if not worker:
+                raise
+            # It has its verdict, and is a row of the sweep like the others.
+            INVOCATION.status = interruption.status
         place = launched(config)
         if place is None or not place.rank or INVOCATION.status:
             _tell(folder, INVOCATION.status, worker)
         return INVOCATION.status
 
 
-def _serve(parent: int) -> None:
-    """Leave Ctrl-C to the command that this process works for, and end with it."""
+def _serve(parent: int | None) -> None:
+    """Leave Ctrl-C to the command that this process works for, and end with it.
+
+    Args:
+        parent: its process id; None where it may be on another machine, and its end is not this process's.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parent is None:
+        return
+    # Not os.getppid(): a launcher may have a process of its own in between, which outlives the command.
+    try:
+        command = psutil.Process(parent)
+    except psutil.NoSuchProcess:
+        os._exit(1)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while is_alive(command):
             time.sleep(PARENT_POLL_SECONDS)
         os._exit(1)
 
     if all(thread.name != "parent" for thread in threading.enumerate()):
         threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _ending_when_asked(asked: bool) -> AbstractContextManager[object]:
+    """End the run well when the machine asks for it, in place of the launcher's own way, which starts it again."""
+    return interruptible(ASKED_TO_END) if asked else nullcontext()
 
 
 def _tell(folder: Path, status: int, worker: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from trainer import launchers
 from trainer.config import OPTIONS, ConfigError, nearest
 from trainer.keys import keys, unknown
 
@@ -65,7 +66,9 @@ def _missing_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group:
         return f"--config-name={option} names no file. Leave it out: the configuration is config.yaml."
-    known = [Path(each).stem for each in error.options or ()]
+    if group == launchers.GROUP and option.removesuffix(launchers.PLUGIN_SUFFIX) in launchers.EXTRAS:
+        return launchers.not_installed(option)
+    known = [Path(each).stem for each in error.options or () if not each.endswith(launchers.PLUGIN_SUFFIX)]
     if not known:
         return f"{group} is not a group of options. --help lists the groups."
     return f"{group} must be one of {', '.join(known)}; got '{option}'.{nearest(option, known)}"

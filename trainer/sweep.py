@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainer.audit.verdict import FILE_NAME, Error
 from trainer.folders import settle, status_of
-from trainer.invocation import command_of, config_of
+from trainer.invocation import INVOCATION, command_of, complain, config_of
 from trainer.report.console import standard_output
 from trainer.report.sweep import write
 from trainer.stop import REASONS
@@ -24,8 +24,11 @@ def end(folder: Path, status: int) -> int:
         `status` where it is not 0; else 3 when a run broke, 1 when one failed, 2 when all were refused, 0.
     """
     runs = sorted(trace.parent for trace in folder.rglob(".hydra"))
-    for run in runs:
-        _settle(run, status)
+    if INVOCATION.batch:
+        runs = _ended(folder, runs)
+    else:
+        for run in runs:
+            _settle(run, status)
     write(folder, standard_output())
     statuses = [status_of(run, str(_composed(run).fail_on)) for run in runs]
     if status or not statuses:
@@ -35,6 +38,18 @@ def end(folder: Path, status: int) -> int:
     if 1 in statuses:
         return 1
     return 2 if set(statuses) == {2} else 0
+
+
+def _ended(folder: Path, runs: list[Path]) -> list[Path]:
+    """Those that have a verdict. Of the others nothing is said for them: they may still run, or wait for a machine."""
+    ended = [run for run in runs if (run / FILE_NAME).exists()]
+    jobs = sorted({path.name.partition("_")[0] for path in (folder / ".submitit").glob("*[0-9]")})
+    if len(ended) < (INVOCATION.jobs or len(runs)):
+        complain(
+            f"{len(ended)} runs have ended; jobs of the others may go on. `scancel {' '.join(jobs)}` ends them; "
+            f"`python -m trainer report {folder}` sums up what there is."
+        )
+    return ended
 
 
 def _settle(run: Path, status: int) -> None:

@@ -29,6 +29,7 @@ Hydra's own (more: --hydra-help)
   --cfg job                      show the configuration that the other arguments make, and run nothing
   --info                         show where it comes from
   hydra/launcher=joblib          a sweep's runs at the same time; hydra.launcher.n_jobs=2 says how many
+  hydra/launcher=submitit_slurm  each a job of a cluster; submitit_local and ray: docs/cluster.md
   hydra.run.dir=FOLDER           where one run goes
   hydra.sweep.dir=FOLDER         where a sweep goes
 
