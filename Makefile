@@ -5,9 +5,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Overrides for `make train`, as in `make train ARGS="strategy=mirrored num_replicas=4"`; none at all is the tour.
 # Options for `make bench`, as in `make bench ARGS="--models mlp"`; none at all is what the goals need.
+# Options for `make soak`, as in `make soak ARGS="--minutes 5"`; none at all is an hour.
 ARGS ?=
 
-.PHONY: train test check bench clean
+.PHONY: train test check bench soak clean
 
 train: $(READY)
 	@$(BIN)/python -m trainer $(ARGS)
@@ -17,6 +18,9 @@ test: check
 
 bench: $(READY)
 	$(BIN)/python scripts/bench.py $(ARGS)
+
+soak: $(READY)
+	$(BIN)/python scripts/soak.py $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -26,9 +26,10 @@ from train_all import Nobody
 
 from trainer.audit import copies
 from trainer.audit.judge import judge
-from trainer.audit.records import ReplicaRecord, RunRecord
-from trainer.checkpoint.checkpoints import Checkpoints, digests
+from trainer.audit.records import RunRecord
+from trainer.checkpoint.checkpoints import Checkpoints, TellAll, alone, digests
 from trainer.config import Checkpoint, Config
+from trainer.run import _empty_record
 from trainer.state.settings import ASKED_BY, snapshot
 
 EVERY, STOPPED, STEPS = 5, 10, 14
@@ -121,33 +122,31 @@ DEFECTS: dict[str, tuple[str, Defect]] = {
 
 
 class Case:
-    def __init__(self, strategy: Any, config: Config, folder: Path) -> None:
-        self.strategy, self.config, self.folder = strategy, config, folder
+    def __init__(self, strategy: Any, config: Config, folder: Path, tell_all: TellAll = alone) -> None:
+        self.strategy, self.config, self.folder, self.tell_all = strategy, config, folder, tell_all
 
     def run(self, *, steps: int = STEPS, defect: Defect | None = None, **fields: Any) -> dict[str, Any]:
         from trainer.workloads.train import Training
 
         train = dataclasses.replace(self.config.train, steps=steps)
         config = dataclasses.replace(self.config, train=train, **fields)
-        training, num = Training(config), config.num_replicas
-        record = RunRecord(
-            training.layout,
-            steps,
-            [ReplicaRecord.empty(own, steps, num) for own in range(num)],
-            initial=training.initial,
-            batch_size=train.batch_size,
-        )
-        record.settings_asked = {**snapshot(), **ASKED_BY[config.strategy.name], **training.settings_of_replicas}
+        training, record = Training(config), _empty_record(config)
+        record.layout, record.initial = training.layout, training.initial
+        record.settings_asked = {**self.asked(), **ASKED_BY[config.strategy.name], **training.settings_of_replicas}
         watcher, checkpoints = Warned(), None
         if config.resume or config.checkpoint.every:
             made_of = digests(training.layout, training.initial, training.dataset)
-            checkpoints = Checkpoints(config, self.folder, made_of, record, watcher.warned)
+            checkpoints = Checkpoints(config, self.folder, made_of, record, watcher.warned, self.tell_all)
         if defect is not None:
             defect(checkpoints, training)
         self.strategy.train(config, training, record, watcher, threading.Event(), checkpoints)
-        return self._found(config, record, checkpoints, watcher)
+        return self.found(config, record, checkpoints, watcher)
 
-    def _found(
+    def asked(self) -> dict[str, str]:
+        """The settings that a run's process has before its replicas."""
+        return snapshot()
+
+    def found(
         self, config: Config, record: RunRecord, checkpoints: Checkpoints | None, watcher: Warned
     ) -> dict[str, Any]:
         verdict = judge(config, record, None, {})

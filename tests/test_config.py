@@ -132,8 +132,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"update_mode": UpdateMode("unreduced")},
-        "update_mode=unreduced needs strategy=mirrored: under threads all replicas share one copy, so none can drift "
-        f"away. strategy=threads takes {first_hosted('threads')}",
+        "update_mode=unreduced needs strategy=mirrored or multi_worker: under threads all replicas share one copy, so "
+        f"none can drift away. strategy=threads takes {first_hosted('threads')}",
     ),
     ({"model": Mlp(hidden=[64, 0])}, "model.hidden must be at least 1; got 0."),
     ({"model": Mlp(dropout=1)}, "model.dropout must be from 0 up to but without 1; got 1."),
@@ -147,8 +147,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"model": Cnn(normalization="sync_batch")},
-        "model.normalization=sync_batch needs strategy=mirrored: Keras has no synchronized BatchNormalization on "
-        "PyTorch. Try model.normalization=group.",
+        "model.normalization=sync_batch needs strategy=mirrored or multi_worker: Keras has no synchronized "
+        "BatchNormalization on PyTorch. Try model.normalization=group.",
     ),
     (
         {"model": Cnn(filters=[1, 1, 1, 1])},
@@ -219,7 +219,7 @@ def test_a_required_guarantee_is_taken_exactly_where_it_can_be_checked(name: str
                 validate(config)
 
 
-@pytest.mark.parametrize("strategy", ["threads", "mirrored", "ddp"])
+@pytest.mark.parametrize("strategy", ["threads", "mirrored", "ddp", "multi_worker"])
 def test_every_holder_is_taken_by_its_name_or_refused_with_a_reason(strategy: str) -> None:
     for key, mechanisms in HOLDERS.items():
         for name in mechanisms:

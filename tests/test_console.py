@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from report_factory import SAFE, UNSAFE, complete, make_config, make_record, mak
 from rich.console import Console
 
 from trainer.audit.verdict import Covers, Error, Verdict, exit_status
+from trainer.doing import doing, listening
 from trainer.report import console as reports
 from trainer.report import words
 from trainer.report.observer import LOG_NAME, Observer
-from trainer.report.progress import ProgressBar
+from trainer.report.progress import Clock, ProgressBar
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("outputs/01_threads_overwrite_2")
@@ -160,13 +162,58 @@ def test_the_bar_shows_steps_throughput_and_loss(width: int) -> None:
         complete(record, steps)
         bar.update(record, last=True)
     bar.stop()
-    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue())
+    text = without_escapes(stream.getvalue())
     assert re.search(r"mirrored first_replica x8 .* 1500/3000 .*[\d,.]+ micro-steps/s loss \d\.\d+", text)
+
+
+def without_escapes(text: str) -> str:
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_what_takes_long_stands_in_the_bar_and_in_the_log(tmp_path: Path, width: int) -> None:
+    stream = io.StringIO()
+    longest = "compiling the step, 10 s to a minute"
+    with Observer(make_config(), tmp_path, Console(file=stream, width=width, force_terminal=True)):
+        with doing("capturing the step"), doing(longest):
+            assert re.search(rf"{longest} .* 0/45 ", without_escapes(stream.getvalue()))
+            stream.truncate(stream.seek(0))
+        # What compiling was a part of comes back, and then the run's own title.
+        assert re.search(
+            r"capturing the step .* 0/45 .*threads locked x2 .* 0/45 ", without_escapes(stream.getvalue()), re.S
+        )
+    assert (tmp_path / LOG_NAME).read_text() == f"capturing the step\n{longest}\ncapturing the step\n"
+
+
+def test_the_seconds_pass_while_it_takes_long() -> None:
+    stream = io.StringIO()
+    bar = ProgressBar(Console(file=stream, width=80, force_terminal=True), "threads locked x2", 45)
+    ticked = threading.Event()
+    bar.start()
+    bar.doing("importing torch and keras")
+    bar.doing("capturing the step")  # the clock of what was done before has stopped
+    clock = Clock(lambda seconds: ticked.set())
+    assert ticked.wait(20)
+    clock.stop()
+    bar.stop()
+    assert [thread for thread in threading.enumerate() if thread.name == "clock"] == []
+    assert "importing torch and keras, " not in stream.getvalue()
+
+
+def test_who_does_not_listen_any_more_is_told_nothing() -> None:
+    heard: list[str | None] = []
+    with listening(heard.append), doing("one"):
+        pass
+    with doing("another"):
+        pass
+    assert heard == ["one", None]
 
 
 def test_nothing_moves_where_there_is_no_terminal(tmp_path: Path) -> None:
     stream = io.StringIO()
     report_run(tmp_path / "run", SAFE, finish=False, console=Console(file=stream))
+    with Observer(make_config(), tmp_path, Console(file=stream)), doing("capturing the step"):
+        assert [thread for thread in threading.enumerate() if thread.name == "clock"] == []
     assert stream.getvalue() == ""
 
 

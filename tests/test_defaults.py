@@ -26,8 +26,12 @@ WAIT_SECONDS = 30
 
 def run(command: Command, workload: str, *arguments: str, status: int = 0) -> dict[str, Any]:
     """The verdict of the experiment that shows a workload."""
-    ended = command(f"experiment=defaults_{workload}", "hydra.run.dir=run", *arguments)
+    temporary = command.folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    ended = command(f"experiment=defaults_{workload}", "hydra.run.dir=run", *arguments, TMPDIR=str(temporary))
     assert ended.returncode == status, ended.stdout + ended.stderr
+    # torch keeps a folder there for each user.
+    assert [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
     found = verdict(command.folder / "run")
     looked_at = {each["name"] for each in found["guarantees"] if each["status"] != "not_checked"}
     assert looked_at == set(SMALL[workload].guarantees)

@@ -123,7 +123,7 @@ RUN = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("strategy", ["threads", "mirrored"])
 def test_a_run_that_is_killed_twice_ends_in_the_bits_of_one_that_was_not(command: Command, strategy: str) -> None:
     # Too long to end by itself; how long a run is makes no difference to its steps.
@@ -186,6 +186,7 @@ def test_an_unsafe_run_goes_on_and_its_counts_are_of_all_steps(command: Command)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_a_full_disk_stops_nothing_but_the_checkpoint(command: Command) -> None:
     # Larger than any other file of the run, and too small for a checkpoint of this model.
     limited = (
@@ -195,7 +196,7 @@ def test_a_full_disk_stops_nothing_but_the_checkpoint(command: Command) -> None:
     given = ["model.hidden=[512,512]", "train.steps=20", "checkpoint.every=10", "hydra.run.dir=run"]
     ended = subprocess.run(
         [sys.executable, "-c", limited, *given],
-        cwd=command.folder, env=command.environment(), capture_output=True, text=True, timeout=50, check=False,
+        cwd=command.folder, env=command.environment(), capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     run = verdict(command.folder / "run")

@@ -185,13 +185,13 @@ def test_what_was_asked_for_may_change_from_step_to_step() -> None:
     read_off(record.replicas[0], asked=[FLOAT32, BFLOAT16, BFLOAT16])
     found = gathered(record)
     assert found.off.tolist() == [[False, False, True]]
-    assert found.title == "precision: replica x step; off in 1 of 3 micro-steps"
+    assert found.title == "precision by replica and step: off in 1 of 3"
     assert found.caption == "Asked for: bfloat16 in 2, float32 in 1."
 
 
 def test_the_title_counts_steps_that_tell_a_dtype() -> None:
     found = gathered(make_run([[0, FLOAT32, BFLOAT16], [FLOAT32, FLOAT32, 0]]))
-    assert found.title == "precision: replica x step; off in 3 of 4 micro-steps"
+    assert found.title == "precision by replica and step: off in 3 of 4"
     assert found.steps_off.tolist() == [1, 2]
 
 
@@ -211,7 +211,7 @@ def test_the_longest_words_lie_over_nothing() -> None:
     short = gathered(make_run([[BFLOAT16] * dtypes.MOST_COLUMNS] * 64, [[FLOAT32] * dtypes.MOST_COLUMNS] * 64))
     long = replace(
         short,
-        title=f"precision: replica x step; off in {64 * steps:,} of {64 * steps:,} micro-steps",
+        title=f"precision by replica and step: off in {64 * steps:,} of {64 * steps:,}",
         caption=f"Asked for: bfloat16 in {64 * steps:,}, float32 in {steps:,}. Wide bands: activations, off in "
         f"{64 * steps:,}; narrow bands below: gradients, off in {64 * steps:,}. A column is 3,760 steps and shows the "
         "first of them that was off, if one was.",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trainer.audit.judge import judge
+from trainer.audit.precision_findings import computed_precision
 from trainer.audit.recorder import Recorder
 from trainer.audit.records import (
     FRACTURED,
@@ -353,6 +354,19 @@ def test_a_step_that_overflowed_applied_nothing_and_is_held_to_nothing() -> None
     verdict = judge(config, record, None, {})
     assert statuses(verdict)["joint_gradient"] == "upheld"
     assert verdict.verdict == "upheld"
+
+
+@pytest.mark.parametrize("mixed", [0, 1])
+def test_a_gradient_that_another_was_added_to_says_nothing_about_the_precision(mixed: int) -> None:
+    record = clean_record(config_of())
+    record.replicas[1].gradients_in[3] = code("bfloat16")
+    column(record, 1, "mixed")[:] = mixed
+    for reference in record.references:
+        column(record, reference.replica_id, "mixed")[reference.step] = mixed
+        kernel = record.layout.segments[0].span
+        reference.contribution[kernel] = (reference.contribution[kernel].view(np.uint32) & 0xFFFF0000).view(np.float32)
+    (finding, _) = computed_precision(record)
+    assert [each.kind for each in finding.anomalies] == ([] if mixed else ["gradient_precision_off"])
 
 
 def test_bfloat16_that_was_asked_for_is_upheld() -> None:

@@ -26,6 +26,7 @@ def row(mode: str, replicas: int, *, strategy: str = "threads", word: str = "uph
         "staleness_mean": 1.0,
         "staleness_max": 3,
         "micro_steps_per_second": 1000.0,
+        "loss": 0.5,
     }
     for name, value in changed.items():
         (metrics if name in metrics else run)[name] = value
@@ -64,9 +65,9 @@ def size(path: Path) -> tuple[int, int]:
 
 
 def test_points_are_the_runs_numbers_by_mode_and_number_of_replicas(tmp_path: Path) -> None:
-    add_run(tmp_path, 0, SAFE, replicas=2, micro_steps_per_second=100.0)
-    add_run(tmp_path, 1, UNSAFE, replicas=2, kept=45, micro_steps_per_second=200.0)
-    add_run(tmp_path, 2, UNSAFE, replicas=4, kept=45, micro_steps_per_second=300.0, staleness_mean=2.5)
+    add_run(tmp_path, 0, SAFE, replicas=2, micro_steps_per_second=100.0, loss=0.25)
+    add_run(tmp_path, 1, UNSAFE, replicas=2, kept=45, micro_steps_per_second=200.0, loss=0.7)
+    add_run(tmp_path, 2, UNSAFE, replicas=4, kept=45, micro_steps_per_second=300.0, staleness_mean=2.5, loss=0.9)
     shown = chart(find(tmp_path))
     assert [(series.strategy, series.update_mode, series.keeps) for series in shown.series] == [
         ("threads", SAFE, True),
@@ -79,11 +80,13 @@ def test_points_are_the_runs_numbers_by_mode_and_number_of_replicas(tmp_path: Pa
         "throughput": (Point(2, 100.0, 100.0, 100.0),),
         # The mean of all updates, and up to the largest of any.
         "staleness": (Point(2, 0.5, 0.5, 1.0),),
+        "loss": (Point(2, 0.25, 0.25, 0.25),),
     }
     assert unsafe.points == {
         "kept_share": (Point(2, 0.5, 0.5, 0.5), Point(4, 0.25, 0.25, 0.25)),
         "throughput": (Point(2, 200.0, 200.0, 200.0), Point(4, 300.0, 300.0, 300.0)),
         "staleness": (Point(2, 0.5, 0.5, 1.0), Point(4, 2.5, 2.5, 3.0)),
+        "loss": (Point(2, 0.7, 0.7, 0.7), Point(4, 0.9, 0.9, 0.9)),
     }
 
 
@@ -101,6 +104,11 @@ def test_repeated_points_are_a_mean_with_its_spread() -> None:
     assert "Means over up to 3 runs, which differ in seed 0, 1, 2. Whiskers from the least to the largest run." in (
         plot.caption(shown)
     )
+
+
+def test_a_mean_over_safe_and_unsafe_holders_says_so() -> None:
+    shown = chart([row("all_reduce", 2, state={"gradients": held}) for held in ("per_replica", "shared")])
+    assert "Means over up to 2 runs, which differ in state. Whiskers" in " ".join(plot.caption(shown))
 
 
 def test_what_points_have_in_common_is_the_title_and_not_what_they_are_means_over() -> None:
@@ -140,16 +148,17 @@ def test_an_interrupted_sweep_is_drawn_as_far_as_it_came(tmp_path: Path) -> None
 
 
 def test_a_run_without_an_audit_has_its_throughput_only() -> None:
-    unaudited = row("locked", 2, updates_kept=None, staleness_mean=None, staleness_max=None)
+    unaudited = row("locked", 2, updates_kept=None, staleness_mean=None, staleness_max=None, loss=None)
     shown = chart([unaudited])
     assert {measure: len(points) for measure, points in only(shown).points.items()} == {
         "kept_share": 0,
         "throughput": 1,
         "staleness": 0,
+        "loss": 0,
     }
     assert plot.caption(shown)[-1] == "Runs drawn: 1, 1 of them without a count of updates."
     texts = [text.get_text() for axes in drawn(shown).axes for text in axes.texts]
-    assert texts.count("not measured") == 2
+    assert texts.count("not measured") == 3
 
 
 @pytest.mark.parametrize("value", ["x", True, float("nan"), float("inf"), [1], None])
@@ -259,12 +268,13 @@ def test_an_ideal_far_above_leaves_the_points_their_room() -> None:
 
 def test_one_number_of_replicas_is_bars_with_their_numbers() -> None:
     shown = chart([row("locked", 4), row("overwrite", 4, updates_kept=50, staleness_mean=2.5, staleness_max=120)])
-    kept, throughput, staleness = drawn(shown).axes
+    kept, throughput, staleness, loss = drawn(shown).axes
     assert [label.get_text() for label in kept.get_yticklabels()] == ["locked", "overwrite"]
     assert [bar.get_width() for bar in kept.patches] == [1.0, 0.25]
     assert [text.get_text() for text in kept.texts] == ["100%", "25%"]
     assert [text.get_text() for text in throughput.texts] == ["1,000", "1,000"]
     assert [text.get_text() for text in staleness.texts] == ["1, max 3", "2.5, max 120"]
+    assert [text.get_text() for text in loss.texts] == ["0.5", "0.5"]
 
 
 @pytest.mark.parametrize("counts", [(4,), (1, 2, 4, 8, 16, 32, 64)])

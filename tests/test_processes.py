@@ -21,6 +21,7 @@ from trainer.children import Child
 from trainer.config import OPTIONS, Audit, Config, ConfigError, LocalSteps, MixedFloat16, Processes, Strategy, Train
 from trainer.folders import claim, settle, take_over
 from trainer.processes import MEETING, Place, as_launched, environment, folder_of, here, launched, to_start
+from trainer.pulse import pulse_of
 from trainer.rules import validate
 
 HERE = Path(__file__).resolve().parent
@@ -92,7 +93,7 @@ def test_a_process_knows_its_place_by_what_it_was_started_with(monkeypatch: pyte
         ({"workload": OPTIONS["workload"]["bank"]}, "workload=bank needs strategy=threads: "),
         (
             {"state": OPTIONS["state"]["safe"].__class__(cursor="shared_iterator")},
-            "state.cursor=shared_iterator needs strategy=threads or mirrored: strategy=ddp takes what cannot go wrong",
+            "state.cursor=shared_iterator needs strategy=threads or mirrored or multi_worker: strategy=ddp takes what",
         ),
         (
             {"train": Train(batch_size=400)},
@@ -120,7 +121,9 @@ def _child(folder: Path, rank: int, body: str, size: int = 2) -> Child:
     own.mkdir(parents=True, exist_ok=True)
     (own / children.LOG_NAME).write_text("it said something\n")
     process = subprocess.Popen([sys.executable, "-c", body], stdin=subprocess.PIPE, start_new_session=True)
-    return Child(process, Place(rank, size), own)
+    pulse = pulse_of(60.0)
+    pulse.watch(process)  # which finds at once that nobody holds the other end
+    return Child(process, Place(rank, size), own, pulse)
 
 
 ENDLESS = "import time; time.sleep(60)"
@@ -174,7 +177,7 @@ def test_a_folder_is_taken_over_where_a_launcher_starts_a_run_again(tmp_path: Pa
     settle(DDP, tmp_path, "python -m trainer", Error("killed", "the first time"))
     with pytest.raises(ConfigError, match="already holds a run"):
         claim(tmp_path, "hydra.run.dir", shared=True)
-    take_over(tmp_path, 1)
+    take_over(tmp_path, 1, goes_on=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["verdict_before_restart_1.json"]
 
 
@@ -190,7 +193,7 @@ def _bring(command: Command) -> list[str]:
     [
         ("raise", "crash", r"process 1: replica [23] raised ValueError: a bad batch"),
         ("kill", "killed", r"process 1: killed by SIGKILL, which is what the system does when memory runs out.*"),
-        ("hang", "deadlock", r"process 1: no replica finished a step for 2 s \(watchdog\.seconds\); .*"),
+        ("hang", "deadlock", r"process 1: no replica finished a step for 2 s \(watchdog\.seconds\): .*"),
     ],
 )
 def test_a_process_that_fails_ends_the_others_with_the_reason(

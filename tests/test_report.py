@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from command import ROOT, Command
@@ -39,7 +40,12 @@ def here(command: Command) -> Path:
 def test_a_sweeps_files_are_made_again_in_its_folder(command: Command, here: Path) -> None:
     done = command("report", "all/one")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-3:] == ["all/one/sweep.csv", "all/one/sweep.png", "tensorboard --logdir all/one"]
+    assert done.stdout.splitlines()[-4:] == [
+        "all/one/sweep.csv",
+        "all/one/sweep.png",
+        "all/one/report.html",
+        "tensorboard --logdir all/one",
+    ]
     assert folders(here / "all/one/sweep.csv") == ["0_threads_locked_2", "1_threads_overwrite_2"]
     assert (here / "all/one/sweep.png").read_bytes().startswith(b"\x89PNG")
     assert "anomaly" in done.stdout
@@ -69,9 +75,10 @@ def test_one_run_is_a_table_of_one(command: Command, here: Path) -> None:
 def test_the_files_of_several_folders_go_to_the_working_directory(command: Command, here: Path) -> None:
     done = command("report", "all/two", "all/one", "all/two/")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-3:] == [
+    assert done.stdout.splitlines()[-4:] == [
         "sweep.csv",
         "sweep.png",
+        "report.html",
         "tensorboard --logdir_spec two:all/two,one:all/one",
     ]
     assert folders(here / "sweep.csv") == [
@@ -91,9 +98,24 @@ def test_a_folder_and_one_below_it_are_one(command: Command, here: Path) -> None
 def test_output_says_where_the_files_go(command: Command, here: Path) -> None:
     done = command("report", "all/one", "--output", "new/place")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-3:-1] == ["new/place/sweep.csv", "new/place/sweep.png"]
-    assert sorted(path.name for path in (here / "new/place").iterdir()) == ["sweep.csv", "sweep.png"]
+    names = ["report.html", "sweep.csv", "sweep.png"]
+    assert sorted(done.stdout.splitlines()[-4:-1]) == [f"new/place/{name}" for name in names]
+    assert sorted(path.name for path in (here / "new/place").iterdir()) == names
     assert not list((here / "all").rglob("sweep.*"))
+
+
+def test_test_results_are_written_where_they_are_asked_for(command: Command, here: Path) -> None:
+    done = command("report", "all/one", "--junit", "new/results.xml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "new/results.xml" in done.stdout.splitlines()
+    suites = ElementTree.parse(here / "new/results.xml").getroot()
+    assert [suite.get("name") for suite in suites] == ["0_threads_locked_2", "1_threads_overwrite_2"]
+
+
+def test_test_results_that_cannot_be_written_are_one_line(command: Command, here: Path) -> None:
+    done = command("report", "all/one", "--junit", "all")
+    assert done.returncode == 2
+    assert done.stderr == "trainer: all cannot be written: Is a directory.\n"
 
 
 def test_runs_that_broke_are_rows_and_no_failure_of_the_report(command: Command) -> None:
@@ -161,7 +183,7 @@ def test_help_says_where_the_files_go(command: Command) -> None:
     done = command("report", "--help")
     said = " ".join(done.stdout.split())
     assert done.returncode == 0
-    assert "python -m trainer report FOLDER... [--output FOLDER]" in said
+    assert "python -m trainer report FOLDER... [--output FOLDER] [--junit FILE]" in said
     assert "Default: FOLDER itself; with several, the working directory" in said
 
 

@@ -382,3 +382,16 @@ def test_a_step_is_called_by_the_name_in_its_file(tmp_path: Path, symbol: str) -
     else:
         with pytest.raises(ScriptError):
             load(dataclasses.replace(to_script(found), symbol=drawn_here))
+
+
+def test_a_captured_step_has_its_own_casts_and_not_those_of_a_mode_that_is_on() -> None:
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return x @ y
+
+    x, y = torch.rand(4, 4), torch.rand(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        captured = capture.capture(product, x, y)
+        assert captured(x, y).dtype == torch.float32
+        # Without that, TorchScript casts.
+        assert captured.call(x, y).dtype == torch.bfloat16

@@ -363,6 +363,20 @@ def test_what_an_evaluator_contributes_is_its_own_to_write_to(capture: str) -> N
         contribution.zero_()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")  # Keras' own
+@pytest.mark.parametrize("capture", ["always", "never"])
+def test_an_evaluator_mixes_no_gradients_for_it_has_none(capture: str) -> None:
+    config = Config(num_replicas=2, train=Train(evaluators=1, batch_size=4, capture=capture), model=Linear())
+    training = Training(config)
+    steps = Steps(config, training)
+    steps.gradients = SharedGrad(training.layout)
+    prefix = torch.from_numpy(training.initial[: training.layout.read_size].copy())
+    for own, mixed in ((1, None), (0, False)):
+        with torch.no_grad():
+            steps.take(own, prefix, torch.tensor(0), torch.arange(4), "float32")
+        assert steps.gradients.mixed() is mixed
+
+
 # Cursor.
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from trainer.audit import verdict as verdicts
 from trainer.report import plot, sweep
+from trainer.report.page import PAGE_NAME
 from trainer.updates.mechanisms import MODES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,7 +189,7 @@ def test_lines_of_anomalies_end_between_them_and_fit_the_console(tmp_path: Path,
     add_run(tmp_path, 0, UNSAFE, anomalies=[seen(kind, 1234, 2500000) for kind in kinds])
     add_run(tmp_path, 1, SAFE)
     lines = anomalies(tmp_path, width)["0"]
-    assert max(len(line) for line in told(tmp_path, width)[:-3]) <= width
+    assert max(len(line) for line in told(tmp_path, width)[:-4]) <= width
     assert " ".join(lines) == ", ".join(f"{kind} 1,234 of 2,500,000" for kind in kinds)
     assert all(line.endswith(",") for line in lines[:-1])
     # As much as fits stands on each line.
@@ -214,7 +215,7 @@ def test_odd_anomalies_do_not_end_the_report(tmp_path: Path, odd: object) -> Non
 def test_a_plot_is_drawn_beside_the_table(tmp_path: Path) -> None:
     add_run(tmp_path, 0, SAFE)
     add_refused(tmp_path, 1)
-    assert told(tmp_path)[-3:-1] == [str(tmp_path / sweep.CSV_NAME), str(tmp_path / sweep.PLOT_NAME)]
+    assert told(tmp_path)[-4:-1] == [str(tmp_path / name) for name in (sweep.CSV_NAME, sweep.PLOT_NAME, PAGE_NAME)]
     assert (tmp_path / sweep.PLOT_NAME).read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob(".sweep*"))
 
@@ -235,7 +236,7 @@ def test_an_older_plot_does_not_stay_where_there_is_nothing_to_draw_any_more(tmp
 def test_a_plot_that_cannot_be_drawn_costs_neither_table_nor_csv(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the font\nis gone")
 
     monkeypatch.setattr(plot, "draw", fail)
@@ -244,18 +245,19 @@ def test_a_plot_that_cannot_be_drawn_costs_neither_table_nor_csv(
     lines = told(tmp_path)
     assert "no sweep.png: drawing it failed: RuntimeError: the font is gone" in lines
     assert any("upheld" in line for line in lines)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0_threads_locked_2", sweep.CSV_NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0_threads_locked_2", PAGE_NAME, sweep.CSV_NAME]
+    assert "Drawing it failed: RuntimeError: the font is gone" in (tmp_path / PAGE_NAME).read_text(encoding="utf-8")
 
 
 def test_files_that_cannot_be_written_are_told_and_the_table_is_printed(tmp_path: Path) -> None:
     add_run(tmp_path, 0, SAFE)
-    for name in (sweep.CSV_NAME, sweep.PLOT_NAME):
+    for name in (sweep.CSV_NAME, sweep.PLOT_NAME, PAGE_NAME):
         (tmp_path / name).mkdir()
     lines = told(tmp_path)
     assert any("upheld" in line for line in lines)
-    for name in (sweep.CSV_NAME, sweep.PLOT_NAME):
+    for name in (sweep.CSV_NAME, sweep.PLOT_NAME, PAGE_NAME):
         assert any(line.startswith(f"{tmp_path / name} cannot be written: ") for line in lines)
-    assert not list(tmp_path.glob(".sweep*"))
+    assert not [*tmp_path.glob(".sweep*"), *tmp_path.glob(".report*")]
 
 
 def test_jobs_of_several_sweeps_are_told_apart(tmp_path: Path) -> None:
@@ -285,7 +287,7 @@ def test_the_table_fits_the_console(tmp_path: Path, width: int) -> None:
     add_run(tmp_path, 0, SAFE, replicas=64, num_replicas=64)
     add_run(tmp_path, 1, UNSAFE, kept=45, model="linear", steps=1000)
     add_refused(tmp_path, 2)
-    lines = told(tmp_path, width)[:-3]
+    lines = told(tmp_path, width)[:-4]
     assert max(len(line) for line in lines) <= width
     text = "\n".join(lines)
     for word in ("threads", "mirrored", "overwrite", "locked", "2,880/2,880", "anomaly", "refused", "linear", "1,000"):
@@ -297,7 +299,7 @@ def test_names_of_modes_are_not_broken_in_two(tmp_path: Path, width: int) -> Non
     for job, mode in enumerate(mode for mode in MODES.values() if "threads" in mode.strategies):
         add_run(tmp_path, job, mode.name, replicas=16, model="transformer", steps=100000)
     lines = told(tmp_path, width)
-    assert max(len(line) for line in lines[:-3]) <= width
+    assert max(len(line) for line in lines[:-4]) <= width
     text = "\n".join(lines)
     for mode in MODES.values():
         assert "threads" not in mode.strategies or f" {mode.name} " in text

@@ -40,15 +40,21 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from trainer import config as schema
 from trainer.audit import profile
 from trainer.audit.profile import PHASES
-from trainer.audit.records import RunRecord, code
+from trainer.audit.records import Average, RunRecord, code
 from trainer.audit.spans import Trace
 from trainer.audit.verdict import Anomaly, Error, Guarantee, Verdict
-from trainer.report import buckets, markdown, tensorboard
-from trainer.report.charts import CATEGORIES
+from trainer.report import board, buckets, markdown, tensorboard
+from trainer.report.charts import CATEGORIES, EACH, HURT, SCALED, TOGETHER, TRACED, categories
+from trainer.report.events import Category
 from trainer.report.tags import DESCRIPTIONS, HYPERPARAMETERS, LOST, METRICS, hyperparameters
 from trainer.report.tensorboard import RunEvents
+from trainer.updates.mechanisms import MODES
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import browser  # noqa: E402
+
 PREFIXES = ("train/", "updates/", "gradients/", "precision/", "replicas/", "speed/")
 # TensorBoard reads files through TensorFlow where it is installed, unless a module of this name exists.
 WITHOUT_TENSORFLOW = "import sys, types; sys.modules['tensorboard.compat.notf'] = types.ModuleType('notf'); "
@@ -315,7 +321,23 @@ def test_every_run_names_the_same_charts_once(tmp_path: Path) -> None:
     assert safe == unsafe
     assert len(safe) == 1
     found = [(category.title, [chart.title for chart in category.chart]) for category in safe[0].category]
-    assert found == [(category.title, [chart.title for chart in category.charts]) for category in CATEGORIES]
+    assert found == titles(HURT, TOGETHER, EACH)
+
+
+def titles(*categories: Category) -> list[tuple[str, list[str]]]:
+    return [(category.title, [chart.title for chart in category.charts]) for category in categories]
+
+
+def test_a_run_names_no_charts_that_would_stay_empty() -> None:
+    config = make_config()
+    assert categories(config) == (HURT, TOGETHER, EACH)
+    assert categories(make_config(precision="mixed_float16")) == (HURT, TOGETHER, EACH, SCALED)
+    config.audit = schema.OPTIONS["audit"]["profile"]
+    assert categories(config) == (HURT, TOGETHER, EACH, TRACED)
+    config.schedule = schema.OPTIONS["schedule"]["seeded"]
+    assert TRACED not in categories(config)  # an order that is given has no times of its own
+    config.workload = schema.OPTIONS["workload"]["bank"]
+    assert categories(config) == ()
 
 
 def test_every_chart_finds_what_a_run_writes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,11 +354,8 @@ def test_every_chart_finds_what_a_run_writes_and_nothing_else(tmp_path: Path, mo
                 # As TensorBoard looks for them: from the tag's beginning.
                 found = {each for each in written if re.match(tag, each)}
                 by_replica = {each for each in found if "/replica_" in each}
-                if category.title == "Replica by replica":
-                    assert len(found) == len(by_replica) == 2, tag
-                else:
-                    assert len(found) == 1, tag
-                    assert not by_replica, tag
+                assert by_replica == (found if "replica_" in tag else set()), tag
+                assert len(found) == (2 if "replica_" in tag else 1), tag
 
 
 def test_traced_steps_say_where_their_time_went(tmp_path: Path, writer: RunEvents, record: RunRecord) -> None:
@@ -524,6 +543,17 @@ def test_gradients_are_written_at_their_reference_steps(tmp_path: Path) -> None:
     assert two == pytest.approx(2 * one)
 
 
+def test_what_processes_were_apart_by_is_written_at_each_average(
+    tmp_path: Path, writer: RunEvents, record: RunRecord
+) -> None:
+    complete(record, 45)
+    record.averages = [Average(10, 0.5, 0.25), Average(20, 0.125, 0.0625)]
+    writer.finished(record, make_verdict(make_config(), record))
+    found = points(tmp_path)
+    assert found["replicas/divergence_before_average"] == [(10, 0.5), (20, 0.125)]
+    assert found["replicas/divergence_before_average_relative"] == [(10, 0.25), (20, 0.0625)]
+
+
 def test_every_tag_has_a_known_prefix_and_a_description(tmp_path: Path) -> None:
     report_run(tmp_path / "run", UNSAFE, precision="mixed_float16")
     found = described(tmp_path / "run")
@@ -562,7 +592,7 @@ def test_markdown_cells_cannot_break_the_table_or_bring_tags() -> None:
     verdict = make_verdict(config, make_record(config))
     verdict.guarantees[0].evidence = "a|b <script>x</script>\n*c* __d__"
     line = next(line for line in markdown.verdict(verdict, "violated").splitlines() if "no_lost_updates" in line)
-    assert line.count("|") == 6
+    assert line.count("|") == 4
     assert "<script" not in line
     assert r"\*c\* \_\_d\_\_" in line
 
@@ -618,23 +648,22 @@ def test_tensorboards_own_reader_finds_the_same_points(tmp_path: Path) -> None:
     assert read == {tag: [list(point) for point in found] for tag, found in points(folder).items()}
 
 
-def test_tensorboards_own_reader_finds_the_heat_map(tmp_path: Path) -> None:
+def test_tensorboards_own_reader_finds_every_picture(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     report_run(folder, UNSAFE)
     program = WITHOUT_TENSORFLOW + (
         "from tensorboard.backend.event_processing import event_accumulator as reader; "
         "from tensorboard.plugins.image import metadata; "
         "run = reader.EventAccumulator(sys.argv[1], {reader.TENSORS: 0}).Reload(); "
-        "(tag,) = run.PluginTagToContent(metadata.PLUGIN_NAME); (event,) = run.Tensors(tag); "
-        "width, height, png = event.tensor_proto.string_val; "
-        "print(tag, event.step, int(width), int(height), png.hex())"
+        "[print(tag, event.step, *map(int, event.tensor_proto.string_val[:2]), event.tensor_proto.string_val[2].hex()) "
+        "for tag in run.PluginTagToContent(metadata.PLUGIN_NAME) for event in run.Tensors(tag)]"
     )
-    ((step, width, height, png),) = images(folder)["precision/heatmap"]
-    assert run_python("-c", program, str(folder)).split() == [
-        "precision/heatmap",
-        *map(str, (step, width, height)),
-        png.hex(),
-    ]
+    read = sorted(run_python("-c", program, str(folder)).splitlines())
+    written = images(folder)
+    assert len(read) == len(written) == 3
+    assert read == sorted(
+        f"{tag} {step} {wide} {high} {png.hex()}" for tag, ((step, wide, high, png),) in written.items()
+    )
 
 
 class Server:
@@ -647,13 +676,13 @@ class Server:
             [sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
         self.said: list[str] = []
-        self._address: str | None = None
+        self.address: str | None = None
         self._known = threading.Event()
         # Reads on to the end, so that the server never waits for a full pipe.
         self._listener = threading.Thread(target=self._listen)
         self._listener.start()
         assert self._known.wait(45), "".join(self.said)
-        assert self._address, "".join(self.said)
+        assert self.address, "".join(self.said)
         # Past any proxy: loopback is not its business.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -662,7 +691,7 @@ class Server:
         for line in self.process.stderr:
             self.said.append(line)
             if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
-                self._address = found[0]
+                self.address = found[0]
                 self._known.set()
         self._known.set()
 
@@ -680,13 +709,13 @@ class Server:
         return self._ask(path, json.dumps(body).encode())
 
     def content(self, path: str) -> bytes:
-        with self._opener.open(f"{self._address}data/plugin/{path}", timeout=20) as answer:
+        with self._opener.open(f"{self.address}data/plugin/{path}", timeout=20) as answer:
             found: bytes = answer.read()
         return found
 
     def _ask(self, path: str, body: bytes | None) -> Any:
         request = urllib.request.Request(
-            f"{self._address}data/plugin/{path}", body, {"Content-Type": "application/json"}
+            f"{self.address}data/plugin/{path}", body, {"Content-Type": "application/json"}
         )
         with self._opener.open(request, timeout=20) as answer:
             return json.load(answer)
@@ -703,6 +732,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     for mode, name in NAMES.items():
         report_run(folder / name, mode)
+    board.write(folder, [folder / name for name in NAMES.values()])
     return folder
 
 
@@ -770,15 +800,14 @@ def test_a_sweep_is_one_sortable_table(server: Server) -> None:
 def test_the_server_shows_all_runs_in_one_set_of_charts(server: Server) -> None:
     layout = server.get("custom_scalars/layout")
     found = [(category["title"], [chart["title"] for chart in category["chart"]]) for category in layout["category"]]
-    assert found == [(category.title, [chart.title for chart in category.charts]) for category in CATEGORIES]
-    kept = layout["category"][0]["chart"][0]["multiline"]["tag"]
-    last = {}
+    assert found == titles(HURT, TOGETHER, EACH)
+    kept = [r"updates/(kept|expected)$"]
+    last: dict[tuple[str, str], float] = {}
     for name in NAMES.values():
         for tag in kept:
             answer = server.get("custom_scalars/scalars", run=name, tag=tag)
             assert answer["regex_valid"]
-            ((found_tag, series),) = answer["tag_to_events"].items()
-            last[name, found_tag] = series[-1][2]
+            last |= {(name, found_tag): series[-1][2] for found_tag, series in answer["tag_to_events"].items()}
     assert last == {
         (NAMES[SAFE], "updates/kept"): 90,
         (NAMES[SAFE], "updates/expected"): 90,
@@ -798,13 +827,49 @@ def test_the_server_has_every_histogram(server: Server, sweep: Path) -> None:
             assert [(step, own) for _, step, own in answer] == expected
 
 
-def test_the_server_shows_the_heat_map(server: Server, sweep: Path) -> None:
+def test_the_server_shows_every_picture(server: Server, sweep: Path) -> None:
     shown = server.get("images/tags")
     for name in NAMES.values():
-        assert list(shown[name]) == ["precision/heatmap"]
-        assert shown[name]["precision/heatmap"]["samples"] == 1
-        assert "computed in at every step" in shown[name]["precision/heatmap"]["description"]
-        (answer,) = server.get("images/images", run=name, tag="precision/heatmap", sample="0")
-        ((step, _, _, png),) = images(sweep / name)["precision/heatmap"]
-        assert answer["step"] == step == 45
-        assert server.content(f"images/individualImage?{answer['query']}") == png
+        written = images(sweep / name)
+        assert (
+            set(shown[name]) == set(written) == {"precision/heatmap", "gradients/cosines", "updates/kept_by_variable"}
+        )
+        for tag, ((step, _, _, png),) in written.items():
+            assert shown[name][tag]["samples"] == 1
+            assert DESCRIPTIONS[tag][:40] in shown[name][tag]["description"]
+            (answer,) = server.get("images/images", run=name, tag=tag, sample="0")
+            assert answer["step"] == step == 45
+            assert server.content(f"images/individualImage?{answer['query']}") == png
+
+
+def test_the_server_shows_all_runs_of_a_sweep_beside_each_other(server: Server, sweep: Path) -> None:
+    # TensorBoard's name for the folder that it was given.
+    assert list(server.get("images/tags")["."]) == ["at_a_glance/runs"]
+    assert sorted(server.get("text/tags")["."]) == ["at_a_glance/runs_in_words", "at_a_glance/update_modes"]
+    ((said,), (modes,)) = (
+        server.get("text/text", run=".", tag=f"at_a_glance/{tag}") for tag in ("runs_in_words", "update_modes")
+    )
+    assert "<strong>1 of 2 runs were hurt.</strong>" in said["text"]
+    assert f"{NAMES[UNSAFE]}: anomaly</h4>" in said["text"]
+    assert "witness: step 12: replica 1 wrote over replica 0's update" in said["text"]
+    assert re.search(f"{NAMES[SAFE]}.*<strong>upheld</strong>.*90 of 90", said["text"], re.DOTALL)
+    for mode in set(MODES) - {"custom"}:
+        assert f"<code>{mode}</code>" in modes["text"]
+    # They are no row of the HParams table.
+    assert "." not in server.get("scalars/tags")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(browser.find() is None, reason=f"needs a browser on PATH: {', '.join(browser.NAMES)}")
+def test_a_browser_shows_what_was_hurt(server: Server) -> None:
+    path = browser.find()
+    assert path is not None
+    with browser.Browser(path, 1280, 1200, seconds=150) as window:
+        window.open(f"{server.address}#text")
+        witness = "step 12: replica 1 wrote over replica 0's update"
+        said = window.wait_for("1 of 2 runs were hurt.", "overwritten_update", witness, "lock_free", "replicas/verdict")
+        assert "no_lost_updates" in said
+        window.open("about:blank")  # another fragment alone would load nothing
+        window.open(f"{server.address}#custom_scalars")
+        window.wait_for(*(category.title for category in (HURT, TOGETHER, EACH)), *(c.title for c in HURT.charts))

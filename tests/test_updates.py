@@ -16,6 +16,7 @@ from trainer.config import Config, UpdateMode
 from trainer.state.layout import Layout, plan
 from trainer.strategies.threads import build_mode
 from trainer.updates import optimizers
+from trainer.updates.all_reduce import AllReduce
 from trainer.updates.mechanisms import MODES
 from trainer.updates.shared_vector import Replica, SharedVector
 from trainer.updates.transactions import Compute, Serialized, reads_in_place
@@ -35,7 +36,7 @@ RULES = {
 class Case:
     """A mode over a small set of shared variables, with gradients that are a function of (replica, step)."""
 
-    def __init__(self, name: str, rule: optimizers.Optimizer, num_replicas: int = 2) -> None:
+    def __init__(self, name: str, rule: optimizers.Optimizer, num_replicas: int = 2, growth_steps: int = 0) -> None:
         self.rule = rule
         self.layout: Layout = plan(
             [("kernel", (5, 7)), ("bias", (7,))],
@@ -43,6 +44,7 @@ class Case:
             rule.slots,
             counter=rule.counts,
             num_replicas=num_replicas,
+            loss_scale=growth_steps > 0,
         )
         self.initial = self.layout.pack([np.full(segment.shape, 0.5) for segment in self.layout.read_segments])
         training = SimpleNamespace(
@@ -51,7 +53,7 @@ class Case:
             optimizer=rule,
             num_replicas=num_replicas,
             num_trainers=num_replicas,
-            growth_steps=0,
+            growth_steps=growth_steps,
         )
         config = Config(update_mode=UpdateMode(name), num_replicas=num_replicas)
         self.shared, self.mode, self.replicas = build_mode(config, training)
@@ -445,3 +447,24 @@ def test_an_unlocked_in_place_add_tears_inside_the_kernel() -> None:
     unlocked = total(None)
     assert (unlocked <= 3_000).all()
     assert (unlocked < 3_000).any()
+
+
+@pytest.mark.parametrize("overflows", [0.0, 1.0])
+def test_the_counter_is_raised_by_what_was_decided_of_its_own_step(overflows: float) -> None:
+    case = Case("all_reduce", optimizers.Adam(0.01, 0.9, 0.999, 1e-7), growth_steps=100)
+    assert isinstance(case.mode, AllReduce)
+    assert case.layout.loss_scale is not None
+    joint, flag = case.mode.joint, case.layout.loss_scale.start
+    for replica in case.replicas:
+        case.contribute(replica, 0)
+        replica.contribution[flag] = overflows
+    for replica in case.replicas:
+        joint.add_share(replica)
+    joint.commit()
+    # Both are through; one has let go of its contribution, the other has made the next one, for which it is otherwise.
+    case.replicas[0].contribution = torch.empty(0)
+    case.contribute(case.replicas[1], 1)
+    case.replicas[1].contribution[flag] = 1.0 - overflows
+    joint.count()
+    (counter,) = case.layout.of_kind("counter")
+    assert case.shared.vector[counter.span].tolist() == [1.0 - overflows]

@@ -41,7 +41,7 @@ class Checks(Callback):
                 with read_write(config):
                     config.hydra.run.dir = str(own)
             if place.restarts:
-                take_over(own, place.restarts)
+                take_over(own, place.restarts, goes_on=asked.checkpoint.every > 0)
             else:
                 # Another process of the same run may have made the folder, to put its own there.
                 claim(own, "hydra.run.dir", shared=True)

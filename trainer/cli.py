@@ -63,9 +63,9 @@ def _run(arguments: list[str], caught: list[Interrupted]) -> int:
         INVOCATION.follower.end()
     if INVOCATION.sweep is not None:
         # Here, so that a command that makes no sweep does not wait for rich.
-        from trainer import sweep
+        from trainer.sweep import end
 
-        status = sweep.end(INVOCATION.sweep, status)
+        status = end(INVOCATION.sweep, status)
     return status
 
 
@@ -85,6 +85,8 @@ def _flags_first(arguments: list[str]) -> list[str]:
     asked = [f"--{name.replace('_', '-')}" for name in COMMANDS if getattr(found, name)]
     if len(asked) > 1:
         raise ConfigError(f"{' and '.join(asked)} exclude each other. Give one of them.")
+    if found.experimental_rerun:
+        raise ConfigError("--experimental-rerun is not supported. A verdict's run.command has what does its run again.")
     flags = list(arguments)
     for override in found.overrides:
         flags.remove(override)

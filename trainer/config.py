@@ -415,7 +415,8 @@ class Checkpoint:
     # Steps between checkpoints in the run's folder, from 0 on; one more after the last step. 0 makes none. All replicas
     # meet at each, also those of update modes in which none waits for another.
     every: int = 0
-    # Checkpoints that are kept, the newest; at least 1.
+    # Checkpoints that are kept, the newest; at least 1. Of each process, where there are several: at least 4, so that
+    # all have one of the same step.
     keep: int = 3
 
 

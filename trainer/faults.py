@@ -14,13 +14,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
 
 # What VALUE is where none is given; kinds that take none have None.
 KINDS: dict[str, float | None] = {"raise": None, "hang": None, "kill": None, "delay": 1.0, "corrupt": math.nan}
+ENDING = ("raise", "hang", "kill")  # the run
 LONGEST_DELAY = 3600.0  # seconds
 
 
@@ -79,11 +80,16 @@ class InjectedFault(Exception):
 class Faults:
     """The faults of one run.
 
+    Args:
+        restarts: how often a launcher has started the run again. What ends a run strikes in its first life only: the
+            restarted one takes the same steps, and would never get past that one.
+
     Thread-safety: read-only; each replica's thread may strike its own.
     """
 
-    def __init__(self, entries: Iterable[str]) -> None:
-        self._all = [parse(entry) for entry in entries]
+    def __init__(self, entries: Iterable[str], restarts: int = 0) -> None:
+        found = [parse(entry) for entry in entries]
+        self._all = [fault for fault in found if not restarts or fault.kind not in ENDING]
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -96,14 +102,14 @@ class Faults:
         """The steps at which something else happens, in order."""
         return sorted({fault.step for fault in self._all if fault.kind != "corrupt"})
 
-    def strike(self, step: int, replica: int | None = None) -> None:
-        """Do what is to happen at a step before its gradient is computed, to one replica or to all in their order.
+    def strike(self, step: int, replicas: Container[int]) -> None:
+        """Do what is to happen at a step before its gradient is computed, to these replicas in the order given.
 
         Raises:
             InjectedFault: a replica is to raise.
         """
         for fault in self._all:
-            if fault.step == step and fault.kind != "corrupt" and replica in (None, fault.replica):
+            if fault.step == step and fault.kind != "corrupt" and fault.replica in replicas:
                 _strike(fault)
 
 

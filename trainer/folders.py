@@ -47,16 +47,20 @@ def claim(folder: Path, key: str, *, below: bool = False, shared: bool = False) 
         raise ConfigError(f"{key}={folder} cannot be written: no permission. {elsewhere}")
 
 
-def take_over(folder: Path, restarts: int) -> None:
+def take_over(folder: Path, restarts: int, *, goes_on: bool) -> None:
     """Take the folder of a run that a launcher has started again after it broke.
 
-    The run starts anew. What the broken one left stays beside it, its verdict under another name.
+    What the broken one left stays beside it, its verdict under another name.
+
+    Args:
+        goes_on: from the last checkpoint in the folder, if there is one; else the run starts anew.
     """
     folder.mkdir(parents=True, exist_ok=True)
     old = folder / FILE_NAME
     if old.exists():
         kept = old.rename(folder / f"verdict_before_restart_{restarts}.json")
-        log.warning("restart %d: the run starts anew; what broke the last time is in %s", restarts, kept.name)
+        how = "goes on from its last checkpoint, if all processes have one" if goes_on else "starts anew"
+        log.warning("restart %d: the run %s; what broke the last time is in %s", restarts, how, kept.name)
 
 
 def from_here(folder: Path) -> Path:

@@ -20,13 +20,13 @@ from omegaconf import DictConfig
 
 from trainer.audit.verdict import FILE_NAME, Error
 from trainer.checkpoint.store import steps_in
-from trainer.config import ConfigError
+from trainer.config import Config, ConfigError
 from trainer.folders import from_here, settle
 from trainer.interrupts import Interrupted, interruptible, is_alive
 from trainer.invocation import INVOCATION, command_of, complain, config_of
 from trainer.launch import launch
 from trainer.launchers import ASKED, BATCH, GROUP
-from trainer.processes import launched
+from trainer.processes import folder_of, launched
 from trainer.rules import validate
 
 PARENT_POLL_SECONDS = 0.5
@@ -78,7 +78,7 @@ class Job:
             INVOCATION.status = interruption.status
         place = launched(config)
         if place is None or not place.rank or INVOCATION.status:
-            _tell(folder, INVOCATION.status, worker)
+            _tell(config, folder, INVOCATION.status, worker)
         return INVOCATION.status
 
 
@@ -112,12 +112,14 @@ def _ending_when_asked(asked: bool) -> AbstractContextManager[object]:
     return interruptible(ASKED_TO_END) if asked else nullcontext()
 
 
-def _tell(folder: Path, status: int, worker: bool) -> None:
+def _tell(config: Config, folder: Path, status: int, worker: bool) -> None:
     """Say how a run ended where its own table could not: it broke, or was kept from standard output."""
     verdict: dict[str, Any] = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
     if error := verdict["error"]:
         complain(f"{folder} is broken: {error['kind']}: {error['message']}", status)
-        if steps := steps_in(folder):
-            complain(f"resume={folder} goes on after step {steps[0]}, with the same command otherwise.")
+        # A launched process other than the first has a folder that is no run's.
+        steps = [{*steps_in(folder_of(folder, rank))} for rank in range(config.num_processes)]
+        if common := set.intersection(*steps):
+            complain(f"resume={folder} goes on after step {max(common)}, with the same command otherwise.")
     elif worker:
         print(f"{folder.name}: {verdict['verdict']}", flush=True)

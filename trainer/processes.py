@@ -94,14 +94,9 @@ def _read(environment: Mapping[str, str]) -> Place:
         return int(environment.get(name, default))
 
     rank, size = number(RANK, 0), number(SIZE, 1)
-    return Place(
-        rank,
-        size,
-        number(LOCAL_RANK, rank),
-        number(LOCAL_SIZE, size),
-        RANK in environment and MEETING not in environment,
-        number(RESTARTS, 0),
-    )
+    by_launcher = RANK in environment and MEETING not in environment
+    restarts = number(RESTARTS, 0) if by_launcher else 0
+    return Place(rank, size, number(LOCAL_RANK, rank), number(LOCAL_SIZE, size), by_launcher, restarts)
 
 
 def as_launched(config: Config) -> Config:
@@ -140,6 +135,11 @@ def hosted(config: Config) -> range:
     """The replicas of the calling process, by their numbers among all."""
     first = here(config).rank * config.num_replicas
     return range(first, first + config.num_replicas)
+
+
+def recorded(config: Config) -> range:
+    """The replicas whose rows the calling process has: its own, but workers of TensorFlow tell each other theirs."""
+    return range(config.replicas_in_all) if config.strategy.name == "multi_worker" else hosted(config)
 
 
 def folder_of(folder: Path, rank: int) -> Path:

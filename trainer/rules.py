@@ -45,11 +45,9 @@ ENABLED_IN = ("main", "replica")
 ENABLED_BY = ("scope", "enable")
 CAPTURE = ("auto", "always", "never")
 ON_NONFINITE = ("continue", "skip", "stop")
-HOSTS_OF_FAULTS = ("threads", "mirrored")
 ENGINES = ("torchscript", "inductor", "native")
 GRANULARITIES = ("variable", "memory")
 SAMPLERS = ("both", "random_walk", "priorities")
-CHECKPOINTED = ("threads", "mirrored")  # strategies that save and go on
 FAIL_ON = ("violated", "anomaly", "inconclusive", "never")
 
 
@@ -308,8 +306,6 @@ def _validate_faults(config: Config) -> None:
         return
     if isinstance(config.workload, Custom):
         raise ConfigError("faults needs workload=train: a loop of your own takes its steps itself.")
-    if config.strategy.name not in HOSTS_OF_FAULTS:
-        raise ConfigError(f"faults needs strategy={' or '.join(HOSTS_OF_FAULTS)}; got {config.strategy.name}.")
     if config.controlled:
         raise ConfigError(f"faults needs schedule=free; got schedule={config.schedule.name}, which has its own orders.")
     for entry in config.faults:
@@ -317,8 +313,8 @@ def _validate_faults(config: Config) -> None:
             fault = parse_fault(entry)
         except BadFault as error:
             raise ConfigError(f"faults=[{entry}] {error}.") from None
-        trainers = config.num_replicas - config.train.evaluators
-        most = trainers if fault.kind == "corrupt" else config.num_replicas
+        trainers = config.replicas_in_all - config.train.evaluators
+        most = trainers if fault.kind == "corrupt" else config.replicas_in_all
         if not 0 <= fault.replica < most:
             whose = "replicas that train are" if fault.kind == "corrupt" else "replicas are"
             raise ConfigError(f"faults=[{entry}] must name a replica that there is: {whose} 0 to {most - 1}.")
@@ -520,8 +516,6 @@ def _validate_checkpoints(config: Config) -> None:
     if not config.checkpoint.every and not config.resume:
         return
     given = f"resume={config.resume}" if config.resume else f"checkpoint.every={config.checkpoint.every}"
-    if config.strategy.name not in CHECKPOINTED:
-        raise ConfigError(f"{given} needs strategy={' or '.join(CHECKPOINTED)}.")
     if isinstance(config.workload, Custom):
         raise ConfigError(f"{given} does not go with workload=custom: a loop of your own keeps its place itself.")
     if isinstance(config.update_mode, Custom):
@@ -536,5 +530,12 @@ def _validate_checkpoints(config: Config) -> None:
             f"{given} does not go with audit.repeat={config.audit.repeat}, which makes the whole run again. "
             "Leave audit.repeat out."
         )
+    mode = config.update_mode
+    if isinstance(mode, LocalSteps) and config.checkpoint.every % mode.average_every:
+        raise ConfigError(
+            f"checkpoint.every={config.checkpoint.every} must be a multiple of update_mode.average_every="
+            f"{mode.average_every}: between averages processes have copies of their own. "
+            f"Try checkpoint.every={-(-config.checkpoint.every // mode.average_every) * mode.average_every}."
+        )
     if config.resume:
-        resume.found(config)
+        resume.check(config)

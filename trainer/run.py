@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -18,12 +20,13 @@ from trainer.audit.judge import find, judge
 from trainer.audit.orders import Explored
 from trainer.audit.records import Evaluation, ReplicaRecord, RunRecord
 from trainer.audit.verdict import Error, ErrorKind, Verdict, save
-from trainer.checkpoint.checkpoints import Checkpoints, digests
+from trainer.checkpoint.checkpoints import Checkpoints, alone, digests
 from trainer.config import Config, ConfigError, Custom, Replay
 from trainer.describe import describe, threads_per_replica
+from trainer.doing import doing
 from trainer.explore import Broken, Explorer
 from trainer.imports import frameworks
-from trainer.processes import Place, here, hosted
+from trainer.processes import Place, here, recorded
 from trainer.report import trace
 from trainer.report.observer import Observer
 from trainer.schedule.case import Case
@@ -146,7 +149,7 @@ def _train(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
 
 def _start(config: Config, came: _Came, watcher: Watcher, stop: Stop) -> None:
     # The framework is imported here and nowhere before; it must be set up before Keras builds anything.
-    with frameworks(config):
+    with doing(f"importing {os.environ['KERAS_BACKEND']} and keras"), frameworks(config):
         strategy = importlib.import_module(f"trainer.strategies.{config.strategy.name}")
     strategy.prepare(config.num_replicas, came.record.threads_per_replica)
     if config.controlled:
@@ -169,21 +172,22 @@ def _repeat(config: Config, came: _Came, watcher: Watcher, stop: Stop, strategy:
         training = Training(config)
         own = _empty_record(config) if repetition else came.record
         _prepare(config, own, training)
-        came.checkpoints = _checkpoints(config, came, training, watcher)
-        # Strategies that save take it; the rules see to it that no other is asked to.
-        saving = {} if came.checkpoints is None else {"checkpoints": came.checkpoints}
-        strategy.train(config, training, own, UNWATCHED if repetition else watcher, stop, **saving)
+        came.checkpoints = _checkpoints(config, came, training, watcher, strategy)
+        strategy.train(config, training, own, UNWATCHED if repetition else watcher, stop, came.checkpoints)
         if stop.is_set():
             break
         came.outcomes.append(copies.outcome(own))
 
 
-def _checkpoints(config: Config, came: _Came, training: Training, watcher: Watcher) -> Checkpoints | None:
+def _checkpoints(
+    config: Config, came: _Came, training: Training, watcher: Watcher, strategy: ModuleType
+) -> Checkpoints | None:
     """What is saved, and what is gone on from, which is in the record then; None where it is neither."""
     if not config.checkpoint.every and not config.resume:
         return None
     made_of = digests(training.layout, training.initial, training.dataset)
-    checkpoints = Checkpoints(config, came.folder, made_of, came.record, watcher.warned)
+    tell_all = partial(strategy.tell_all, config) if config.num_processes > 1 else alone
+    checkpoints = Checkpoints(config, came.folder, made_of, came.record, watcher.warned, tell_all)
     for evaluation in came.record.evaluations:
         watcher.evaluated(evaluation)
     return checkpoints
@@ -266,7 +270,7 @@ class _Unwatched:
 
     def progress(self, record: RunRecord) -> None: ...
 
-    def kept(self, step: int, kept: float, made: int) -> None: ...
+    def kept(self, step: int, kept: float, made: int, apart: float | None = None) -> None: ...
 
     def evaluated(self, evaluation: Evaluation) -> None: ...
 
@@ -283,7 +287,7 @@ def _empty_record(config: Config) -> RunRecord:
     trains = small(config) is None
     # A small workload's steps leave no rows.
     rows = steps if trains else 0
-    here_too = hosted(config)
+    here_too = recorded(config)
     replicas = [
         (ReplicaRecord.empty if replica_id in here_too else ReplicaRecord.elsewhere)(replica_id, rows, num_replicas)
         for replica_id in range(num_replicas)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.audit.records import Floats, RunRecord
+from trainer.state.layout import Layout
 
 ALL = ("weight", "statistic", "loss_scale", "slot", "counter")
 
@@ -19,9 +20,12 @@ def transacted(record: RunRecord) -> tuple[str, ...]:
 
 def divergence(record: RunRecord, kinds: Sequence[str] = ALL) -> float | None:
     """Largest absolute difference between any copy's value and copy 0's; None before the end of the run."""
-    if record.copies is None:
-        return None
-    values = np.stack([record.layout.values_of(copy, kinds=kinds) for copy in record.copies])
+    return None if record.copies is None else largest_difference(record.layout, record.copies, kinds)
+
+
+def largest_difference(layout: Layout, copies: Floats, kinds: Sequence[str] = ALL) -> float:
+    """Largest absolute difference between any copy's value and copy 0's: float32 [copies, layout.size]."""
+    values = np.stack([layout.values_of(copy, kinds=kinds) for copy in copies])
     # Two infinities, or two not-a-numbers, are the same value and yet have no difference.
     same = values.view(np.uint32) == values[0].view(np.uint32)
     with np.errstate(invalid="ignore"):

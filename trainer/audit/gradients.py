@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,21 @@ def gradient_rows(record: RunRecord) -> list[GradientRow]:
     joints = [reference.joint for reference in record.references if reference.joint is not None]
     largest = max((_norm(gradient(layout, joint)) for joint in joints), default=0.0)
     return [_row(layout, step, by_step[step], largest) for step in sorted(by_step)]
+
+
+def cosines(record: RunRecord, step: int) -> dict[int, dict[int, float]]:
+    """Replica -> replica -> cosine between their gradients at a step; not-a-number where one is zero or not finite."""
+    found = {
+        reference.replica_id: gradient(record.layout, reference.contribution)
+        for reference in record.references
+        if reference.step == step
+    }
+    return {one: {other: _cosine(own, others) for other, others in found.items()} for one, own in found.items()}
+
+
+def _cosine(one: Floats, other: Floats) -> float:
+    norms = _norm(one) * _norm(other)
+    return float(np.dot(one.astype(np.float64), other)) / norms if norms and math.isfinite(norms) else math.nan
 
 
 def gradient(layout: Layout, contribution: Floats) -> Floats:

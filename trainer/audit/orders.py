@@ -185,7 +185,10 @@ def over_all(explored: Explored, replay: Callable[[str], str], *, same_bits: boo
     names = [*explored.first, *(label.partition(" ")[0] for label in explored.examples)]
     found = {name: _over_all(explored, name, replay) for name in dict.fromkeys(names) if name != DISAGREE}
     found.setdefault(
-        "no_deadlock", Finding("every replica came to its end" if explored.orders else "", bool(explored.orders))
+        "no_deadlock",
+        Finding(
+            "every replica came to its end" if explored.orders else "no order came to its end", bool(explored.orders)
+        ),
     )
     found["same_bits"] = _same_bits(explored, applies=same_bits)
     told_in = found.get("no_lost_updates", found["no_deadlock"])
@@ -225,7 +228,8 @@ def _over_all(explored: Explored, name: str, replay: Callable[[str], str]) -> Fi
             Anomaly(
                 seen.kind,
                 explored.counts[label] or 1,
-                explored.orders,
+                # Of a search that was interrupted no order may be counted yet.
+                explored.orders or explored.runs,
                 ", ".join(filter(None, [told if explored.orders > 1 else "", seen.where])),
                 witness,
                 replay(example.token),

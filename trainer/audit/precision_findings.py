@@ -25,7 +25,7 @@ def computed_precision(record: RunRecord) -> tuple[Finding, list[PrecisionRow]]:
         (reference, name, dtype)
         for reference in record.references
         for name, dtype in gradient_dtypes(record.layout, reference).items()
-        if dtype != "undetermined" and reference.contribution.any()
+        if dtype != "undetermined" and reference.contribution.any() and not _mixed(record, reference)
     ]
     wrong_kept = [found for found in kept if found[2] != found[0].asked]
     steps_off = sum(row.steps_off for row in rows)
@@ -60,7 +60,7 @@ def _precision_row(replica: ReplicaRecord) -> PrecisionRow:
         dict(replica.computed),
         replica.steps_done,
         int(off.sum()),
-        gradients=_count(replica.gradients_in[:done]),
+        gradients=_count(_gradients_in(replica)),
         mode_at_entry=_count(replica.column("entry"), none="none"),
         mode_at_exit=_count(replica.column("exit"), none="none"),
     )
@@ -80,9 +80,18 @@ def _modes(row: PrecisionRow) -> str:
 
 def _gradients_off(replica: ReplicaRecord) -> tuple[int, int]:
     """Steps whose gradient was computed in another dtype than asked, and steps whose gradient tells."""
-    done = replica.computed.total()
-    found = replica.gradients_in[:done]
+    found = _gradients_in(replica)
     return int(((found != replica.column("asked")) & (found != 0)).sum()), int((found != 0).sum())
+
+
+def _gradients_in(replica: ReplicaRecord) -> NDArray[np.generic]:
+    """Codes of the dtypes read off gradients; none off one that another's was added to: a sum has other bits."""
+    done = replica.computed.total()
+    return np.where(replica.column("mixed")[:done] == 1, 0, replica.gradients_in[:done])
+
+
+def _mixed(record: RunRecord, reference: Reference) -> bool:
+    return bool(record.replicas[reference.replica_id].column("mixed")[reference.step] == 1)
 
 
 def _gradient_anomaly(
@@ -90,7 +99,7 @@ def _gradient_anomaly(
 ) -> Anomaly:
     if wrong:
         replica = next(each for each in record.replicas if _gradients_off(each)[0])
-        found, asked = replica.gradients_in[: replica.computed.total()], replica.column("asked")
+        found, asked = _gradients_in(replica), replica.column("asked")
         step = int(np.argmax((found != asked) & (found != 0)))
         witness = (
             f"replica {replica.replica_id}, step {step}: asked for {DTYPES[asked[step]]}, gradient of the last kernel"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.audit.records import Evaluation, Floats, Reference, ReplicaRecord, RunRecord
+from trainer.audit.records import Average, Digests, Evaluation, Floats, Reference, ReplicaRecord, RunRecord
 from trainer.checkpoint.files import Arrays
 from trainer.state.settings import Difference
 
@@ -29,18 +29,22 @@ class Snapshot:
         step: steps that are done.
         seconds: that they took.
         arrays, facts: the strategy's own; all shared variables as `copies`, float32 [num_copies, layout.size].
+        done: of each replica, rows that are complete: `step`, or as many as another process has told.
         computed: of each replica, by dtype, the steps read off so far.
         witnesses: of each replica, step and canaries of its first snapshot that was not whole, if there was one.
         references: those of the steps that are done.
+        compared: what processes have told each other of their copies.
     """
 
     step: int
     seconds: float
     arrays: Mapping[str, NDArray[Any]]
     facts: Mapping[str, Any]
+    done: list[int]
     computed: list[dict[str, int]]
     witnesses: list[tuple[int, Floats] | None]
     references: Sequence[Reference]
+    compared: Mapping[str, Any]
 
 
 def snapshot(
@@ -57,7 +61,13 @@ def snapshot(
     """
     computed = [dict(replica.computed) for replica in record.replicas]
     witnesses = [replica.torn_witness for replica in record.replicas]
-    return Snapshot(step, seconds, arrays, facts, computed, witnesses, references)
+    done = [replica.steps_done for replica in record.replicas]
+    compared = {
+        "digests_compared": record.digests_compared,
+        "digests_off": [[each.step, list(each.found)] for each in record.digests_off],
+        "averages": [list(each) for each in record.averages],
+    }
+    return Snapshot(step, seconds, arrays, facts, done, computed, witnesses, references, compared)
 
 
 def pack(record: RunRecord, taken: Snapshot, evaluations: Sequence[Evaluation]) -> tuple[Arrays, dict[str, Any]]:
@@ -67,19 +77,21 @@ def pack(record: RunRecord, taken: Snapshot, evaluations: Sequence[Evaluation]) 
         evaluations: those that a run which goes on from there does not make again.
     """
     arrays: Arrays = {f"strategy.{name}": array for name, array in taken.arrays.items()}
-    for replica, witness in zip(record.replicas, taken.witnesses, strict=True):
+    for replica, done, witness in zip(record.replicas, taken.done, taken.witnesses, strict=True):
         own = f"replica_{replica.replica_id}"
-        arrays |= {f"{own}.{name}": rows[: taken.step] for name, rows in _rows(replica).items()}
+        arrays |= {f"{own}.{name}": rows[:done] for name, rows in _rows(replica).items()}
         if witness is not None:
             arrays[f"{own}.torn_witness"] = witness[1]
     arrays |= {f"references.{name}": _vectors(record, taken, name) for name in VECTORS}
     facts = {
         "strategy": dict(taken.facts),
         "seconds": taken.seconds,
+        "done": taken.done,
         "computed": taken.computed,
         "torn_steps": [None if witness is None else witness[0] for witness in taken.witnesses],
         "references": [[each.replica_id, each.step, each.batch, each.asked] for each in taken.references],
         "evaluations": [dataclasses.asdict(each) for each in evaluations],
+        "compared": dict(taken.compared),
         "settings": {own: [dataclasses.asdict(each) for each in list(found)] for own, found in record.settings.items()},
     }
     return arrays, facts
@@ -95,17 +107,17 @@ def _vectors(record: RunRecord, taken: Snapshot, name: str) -> Floats:
     return np.stack(found) if found else np.zeros((0, record.layout.read_size), np.float32)
 
 
-def unpack(arrays: Arrays, facts: Mapping[str, Any], step: int, record: RunRecord) -> None:
+def unpack(arrays: Arrays, facts: Mapping[str, Any], record: RunRecord) -> None:
     """Put what a checkpoint holds of a record into an empty one, as if its own run had come to that step."""
-    for replica in record.replicas:
+    for replica, done in zip(record.replicas, facts["done"], strict=True):
         own = f"replica_{replica.replica_id}"
         for name, rows in _rows(replica).items():
-            rows[:step] = arrays[f"{own}.{name}"]
+            rows[:done] = arrays[f"{own}.{name}"]
         torn = facts["torn_steps"][replica.replica_id]
         if torn is not None:
             replica.torn_witness = (torn, arrays[f"{own}.torn_witness"])
         replica.computed = Counter(facts["computed"][replica.replica_id])
-        replica.steps_done = step
+        replica.steps_done = done
     vectors = zip(*(arrays[f"references.{name}"] for name in VECTORS), strict=True)
     record.references = [
         Reference(own, at, before, found, applied, batch=batch, asked=asked)
@@ -114,3 +126,7 @@ def unpack(arrays: Arrays, facts: Mapping[str, Any], step: int, record: RunRecor
     record.evaluations = [Evaluation(**each) for each in facts["evaluations"]]
     record.settings = {int(own): [Difference(**each) for each in found] for own, found in facts["settings"].items()}
     record.duration_seconds = facts["seconds"]
+    compared = facts["compared"]
+    record.digests_compared = compared["digests_compared"]
+    record.digests_off = [Digests(at, tuple(found)) for at, found in compared["digests_off"]]
+    record.averages = [Average(*each) for each in compared["averages"]]

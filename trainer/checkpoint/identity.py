@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.describe import PACKAGES, threads_per_replica, versions
+from trainer.faults import parse
 
 # Keys and groups of keys that change nothing about the steps that were taken, nor about what is recorded of each.
 FREE = (
@@ -28,6 +29,8 @@ def identity(config: Config) -> Identity:
     found = {key: value for key, value in found.items() if not {key, key.partition(".")[0]} & {*FREE}}
     # However many were asked for: another number of them rounds otherwise.
     found["train.threads_per_replica"] = threads_per_replica(config)
+    # Of faults only what changes gradients: others have ended the run, or kept it waiting.
+    found["faults"] = [entry for entry in config.faults if parse(entry).kind == "corrupt"]
     told = versions(config)
     return found | {f"version of {package}": told[package] for package in PACKAGES.get(config.strategy.name, ())}
 

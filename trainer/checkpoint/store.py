@@ -98,6 +98,17 @@ def _prune(descriptor: int, keep: int) -> None:
             log.warning("%s cannot be removed: %s.", name_of(step), error.strerror)
 
 
+def remove_after(step: int, folder: Path) -> None:
+    """Remove a run's checkpoints of later steps, which it is going to take again.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    for later in steps_in(folder):
+        if later > step:
+            (folder / FOLDER / name_of(later)).unlink()
+
+
 def _flush(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -106,8 +117,11 @@ def _flush(folder: Path) -> None:
         os.close(descriptor)
 
 
-def newest(folder: Path) -> Found:
+def newest(folder: Path, at_most: int | None = None) -> Found:
     """The newest checkpoint of a run that is as it was written.
+
+    Args:
+        at_most: the last step that it may be of, where other processes have no newer one.
 
     Raises:
         ConfigError: there is none, or the newest is of a newer version of this program.
@@ -125,6 +139,9 @@ def newest(folder: Path) -> Found:
     skipped: list[str] = []
     for step in steps:
         path = folder / FOLDER / name_of(step)
+        if at_most is not None and step > at_most:
+            skipped.append(f"{path.name} is of a step of which not every process has a good one")
+            continue
         try:
             data = path.read_bytes()
             return Found(path, data, facts_of(data), skipped)

@@ -38,7 +38,9 @@ class Captured:
     engine: str  # torchscript, inductor or fx
 
     def __call__(self, *args: Any) -> Any:
-        return self.call(*args)
+        """The same as `call`, also where the calling thread is in a precision mode."""
+        with _without_mode():
+            return self.call(*args)
 
 
 def capture(function: Callable[..., Any], *example: torch.Tensor, compiler: Compiler | None = None) -> Captured:
@@ -52,10 +54,16 @@ def capture(function: Callable[..., Any], *example: torch.Tensor, compiler: Comp
     with torch.no_grad():
         # Through a lambda: the function's own annotations would end up in the graph, where TorchScript trips over them.
         graph = make_fx(lambda *inputs: function(*inputs))(*example)
-        captured = _compiled(compiler, function.__qualname__, graph, example) or _scripted(graph)
-        for _ in range(WARM_UP_CALLS):
-            captured(*example)
+        with _without_mode():
+            captured = _compiled(compiler, function.__qualname__, graph, example) or _scripted(graph)
+            for _ in range(WARM_UP_CALLS):
+                captured(*example)
     return captured
+
+
+def _without_mode() -> torch.autocast:
+    """A graph has the casts of the mode it was captured in; TorchScript would add those of one that is on, for good."""
+    return torch.autocast("cpu", enabled=False)
 
 
 def _compiled(

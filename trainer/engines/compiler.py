@@ -25,6 +25,7 @@ from trainer.cache.folder import default_folder
 from trainer.cache.library import load_library
 from trainer.cache.store import Store, Wanted
 from trainer.config import Config
+from trainer.doing import doing
 from trainer.engines.library import CannotCompile, compile_library, identity
 from trainer.engines.library_calls import FORMAT, SYMBOL, CannotLoad, Description, Library
 from trainer.holders import mechanism
@@ -89,7 +90,7 @@ class Compiler:
     def _compiled(self, id: str, name: str, content: str, graph: GraphModule, example: Sequence[Tensor]) -> Entry:
         began = time.perf_counter()
         log.info("compiled step %s: not found; compiling takes ten seconds to a minute", id)
-        with tempfile.TemporaryDirectory() as folder:
+        with doing("compiling the step, 10 s to a minute"), tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "library.so")
             try:
                 compile_library(graph, example, path)

@@ -1,4 +1,4 @@
-"""`python -m trainer report FOLDER...`: table, CSV file and plot again, from what runs have left."""
+"""`python -m trainer report FOLDER...`: table, CSV file, plot and page again, from what runs have left."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from rich.console import Console
+from rich.text import Text
+
 from trainer.audit.verdict import FILE_NAME
 from trainer.report import sweep
 from trainer.report.console import standard_output
-from trainer.report.rows import find, holds_runs
+from trainer.report.rows import Row, find, holds_runs
 
 DESCRIPTION = """\
-Makes the table, sweep.csv and sweep.png again, from the verdict.json of every run in and below the folders.
-Runs that broke, were refused, or are under way are rows too; the plot says how many it leaves out.
+Makes the table, sweep.csv, sweep.png and report.html again, from the verdict.json of every run in and below the
+folders. Runs that broke, were refused, or are under way are rows too; the plot says how many it leaves out. report.html
+is one page with all of it, which needs neither other files nor the network.
 """
 EPILOG = (
     "Exit status: 0, whatever the verdicts are; 2 a folder is missing or holds no run, or a file cannot be written."
@@ -30,13 +34,13 @@ def report(arguments: list[str]) -> int:
     """Do what the arguments ask for, and return the exit status."""
     try:
         asked = _parser().parse_args(arguments)
-        return _report(*_checked(asked.folders, asked.output))
+        return _report(*_checked(asked.folders, asked.output), asked.junit)
     except _Refused as mistake:
         print(f"trainer: {' '.join(str(mistake).split())}", file=sys.stderr)
         return 2
 
 
-def _report(folders: list[Path], output: Path) -> int:
+def _report(folders: list[Path], output: Path, test_results: Path | None) -> int:
     rows, console = find(*folders), standard_output()
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -46,15 +50,29 @@ def _report(folders: list[Path], output: Path) -> int:
     except OSError as problem:
         raise _Refused(f"{sweep.cannot_write(output, problem)} --output says where else.") from None
     sweep.show(rows, console, str(output / sweep.CSV_NAME))
-    drawn = sweep.plot(rows, output, console)
+    made = [sweep.plot(rows, output, console), sweep.page(rows, folders, output, console)]
+    if test_results is not None:
+        made.append(_write_test_results(rows, folders, test_results, console))
     sweep.tell_viewer(folders, console)
-    return 0 if drawn else 2
+    return 0 if all(made) else 2
+
+
+def _write_test_results(rows: list[Row], folders: list[Path], path: Path, console: Console) -> bool:
+    from trainer.report import junit
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        junit.write(rows, folders, path)
+    except OSError as problem:
+        raise _Refused(sweep.cannot_write(path, problem)) from None
+    console.print(Text(str(path)), soft_wrap=True)
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m trainer report",
-        usage="python -m trainer report FOLDER... [--output FOLDER]",
+        usage="python -m trainer report FOLDER... [--output FOLDER] [--junit FILE]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -71,8 +89,15 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         metavar="FOLDER",
         type=Path,
-        help="where sweep.csv and sweep.png go, over older ones; made if it is not there. Default: FOLDER itself; with "
-        "several, the working directory",
+        help="where sweep.csv, sweep.png and report.html go, over older ones; made if it is not there. Default: FOLDER "
+        "itself; with several, the working directory",
+    )
+    parser.add_argument(
+        "--junit",
+        metavar="FILE",
+        type=Path,
+        help="write an XML file of test results for build servers too: a suite for each run, a case for its verdict "
+        "and for each guarantee that it claimed or that was required",
     )
 
     def fail(message: str) -> NoReturn:

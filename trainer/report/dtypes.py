@@ -67,7 +67,7 @@ def heat_map(record: RunRecord) -> HeatMap | None:
         off.sum(axis=1),
         steps,
         width,
-        f"precision: replica x step; off in {off.sum():,} of {told.sum():,} micro-steps",
+        f"precision by replica and step: off in {off.sum():,} of {told.sum():,}",
         " ".join(caption),
     )
 

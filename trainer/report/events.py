@@ -43,11 +43,15 @@ class Hyperparameter:
     """A column of the HParams table that tells runs apart; `leading` ones are shown before anything is clicked.
 
     TensorBoard shows five columns at first, those that are marked as differing before others.
+
+    Attributes:
+        values: all that it can take, where they are few: TensorBoard has a box to tick for each.
     """
 
     name: str
     type: type[str | int | float]
     leading: bool = False
+    values: tuple[str | float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -242,4 +246,7 @@ def _image(png: bytes) -> Any:
 
 def _column(what: Hyperparameter) -> Any:
     kind = api_pb2.DATA_TYPE_STRING if what.type is str else api_pb2.DATA_TYPE_FLOAT64
-    return api_pb2.HParamInfo(name=what.name, type=kind, differs=what.leading)
+    info = api_pb2.HParamInfo(name=what.name, type=kind, differs=what.leading)
+    if what.values:
+        info.domain_discrete.extend(what.values)
+    return info

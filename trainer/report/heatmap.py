@@ -27,13 +27,13 @@ Pixels = NDArray[np.uint8]
 # Okabe and Ito's colours, which colour-blind readers can tell apart; each is lighter than the one before it, too.
 COLOURS = {"float32": "#0072B2", "float16": "#009E73", "bfloat16": "#E69F00", "undetermined": "#D9D9D9"}
 OFF, PAPER, INK = "#000000", "#FFFFFF", "#222222"
-PIXELS_WIDE, LEFT, RIGHT, MARGIN = 960, 72, 90, 14
+PIXELS_WIDE, LEFT, RIGHT, MARGIN = 1020, 100, 120, 14
 # All rows together, and one row.
 PIXELS_HIGH, LEAST_HIGH, MOST_HIGH = 640, 16, 64
 GAP, LEAST_BAND = 2, 3
-TITLE_SIZE, TEXT_SIZE, LINE = 25, 17, 27
-CHARACTERS = 112
-TICKS = 8
+TITLE_SIZE, TEXT_SIZE, LINE = 36, 27, 38
+CHARACTERS = 74
+TICKS = 6
 
 
 def png(what: HeatMap) -> bytes:
@@ -94,16 +94,16 @@ def _write(draw: ImageDraw, lines: list[str]) -> None:
 
 
 def _legend(draw: ImageDraw, y: int) -> None:
-    x, box, font = LEFT, TEXT_SIZE, _font(TEXT_SIZE)
-    for colour, text in (*((COLOURS[dtype], dtype) for dtype in COLOURS), (OFF, "off: not what was asked for")):
+    x, box, font = MARGIN, TEXT_SIZE, _font(TEXT_SIZE)
+    for colour, text in (*((COLOURS[dtype], dtype) for dtype in COLOURS), (OFF, "off: not as asked")):
         draw.rectangle((x, y, x + box, y + box), colour)
         draw.text((x + box + 8, y + box // 2), text, INK, font, anchor="lm")
-        x += int(box + 32 + font.getlength(text))
+        x += int(box + 28 + font.getlength(text))
 
 
 def _sides(draw: ImageDraw, what: HeatMap, top: int) -> None:
     """Each replica's number on the left, and how many of its steps were off on the right."""
-    font, right = _font(TEXT_SIZE - 2), PIXELS_WIDE - MARGIN
+    font, right = _font(TEXT_SIZE - 5), PIXELS_WIDE - MARGIN
     draw.text((LEFT - 8, top - 6), "replica", INK, font, anchor="rs")
     draw.text((right, top - 6), "steps off", INK, font, anchor="rs")
     for replica, steps in enumerate(what.steps_off):

@@ -13,6 +13,7 @@ from trainer.audit.orders import Explored
 from trainer.audit.records import Evaluation, RunRecord
 from trainer.audit.verdict import Verdict
 from trainer.config import Config
+from trainer.doing import listening
 from trainer.report import console
 from trainer.report.progress import ProgressBar
 from trainer.report.tensorboard import RunEvents
@@ -53,6 +54,7 @@ class Observer:
             self._bar = ProgressBar(self._output, title, config.train.steps, explores=config.controlled)
             self._bar.start()
             closing.callback(self._bar.stop)
+            closing.enter_context(listening(self._doing))
             self._closing = closing.pop_all()
         return self
 
@@ -61,14 +63,25 @@ class Observer:
     ) -> None:
         self._closing.close()
 
+    def _doing(self, what: str | None) -> None:
+        """Show what takes long, and put it into the log."""
+        self._bar.doing(what)
+        if what is not None:
+            with (self._folder / LOG_NAME).open("a", encoding="utf-8") as stream:
+                stream.write(f"{what}\n")
+
     def progress(self, record: RunRecord) -> None:
         """Report the steps that were completed since the previous call; as good as free where there are none."""
         self._events.rows(record)
         self._bar.update(record)
 
-    def kept(self, step: int, kept: float, made: int) -> None:
-        """Report how many of the contributions `made` so far the canaries hold, after `step` steps."""
-        self._events.kept(step, kept, made)
+    def kept(self, step: int, kept: float, made: int, apart: float | None = None) -> None:
+        """Report how many of the contributions `made` so far the canaries hold, after `step` steps.
+
+        Args:
+            apart: largest difference between the copies by then, where there is more than one.
+        """
+        self._events.kept(step, kept, made, apart)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         self._events.evaluated(evaluation)

@@ -58,6 +58,7 @@ PANELS = (
         "staleness in updates, mean to largest",
         lambda point: f"{words.number(point.mean, 2)}, max {words.number(point.high)}",
     ),
+    Panel("loss", "loss at the last step", lambda point: words.number(point.mean, 3)),
 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -19,17 +21,41 @@ SECONDS_BETWEEN_DRAWINGS = 0.25
 WIDE = 100
 
 
+class Clock:
+    """Calls with the seconds that have passed, each second from now on until `stop`.
+
+    By a thread of its own, since whoever imports or compiles does not come by: there are no replicas yet to disturb.
+    """
+
+    def __init__(self, tick: Callable[[float], None]) -> None:
+        self._tick = tick
+        self._began = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(1):
+            self._tick(time.monotonic() - self._began)
+
+
 class ProgressBar:
     """One run's bar, from the start of the steps to their end.
 
     Args:
         explores: it is to show orders instead of steps.
 
-    Thread-safety: none; one thread draws.
+    Thread-safety: none; one thread draws, but for the clock of what is done before the first step.
     """
 
     def __init__(self, console: Console, title: str, steps: int, *, explores: bool = False) -> None:
         self._quiet = not console.is_interactive
+        self._title = title
+        self._clock: Clock | None = None
         self._steps, self._explores = steps, explores
         wide = console.width >= WIDE
         of_steps = (
@@ -80,8 +106,24 @@ class ProgressBar:
             self._progress.update(self._task, completed=share * self._steps, speed=told)
             self._progress.refresh()
 
+    def doing(self, what: str | None) -> None:
+        """Show what is done while no step is taken, and for how long, in place of the title; None puts that back."""
+        if self._clock is not None:
+            self._clock.stop()
+            self._clock = None
+        if self._quiet:
+            return
+        self._describe(what or self._title)
+        if what is not None:
+            self._clock = Clock(lambda seconds: self._describe(f"{what}, {seconds:.0f} s"))
+
+    def _describe(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+        self._progress.refresh()
+
     def stop(self) -> None:
         """Leave the bar as it stands."""
+        self.doing(None)
         self._progress.stop()
 
     def _draw(self, record: RunRecord) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.audit.verdict import FILE_NAME
+from trainer.audit.read import Part, Unreadable, part
+from trainer.audit.verdict import FILE_NAME, Anomaly, Guarantee, PrecisionRow
 
 # Statuses of guarantees that nothing was looked for.
 UNCHECKED = ("not_checked", "not_applicable")
@@ -40,6 +42,7 @@ class Row:
         claimed: names of the guarantees that the run claims.
         anomalies: one of each kind; None where nothing was checked, so that there was none to see.
         rest: the verdict's other numbers and words.
+        guarantees, witnesses, precision: those of the verdict that could be read.
     """
 
     job: str
@@ -52,6 +55,9 @@ class Row:
     claimed: frozenset[str] = frozenset()
     anomalies: tuple[Seen, ...] | None = None
     rest: dict[str, Any] = field(default_factory=dict)
+    guarantees: tuple[Guarantee, ...] = ()
+    witnesses: tuple[Anomaly, ...] = ()
+    precision: tuple[PrecisionRow, ...] = ()
 
 
 def holds_runs(folder: Path) -> bool:
@@ -100,6 +106,9 @@ def _read(run: Path, named: Path) -> Row:
     row.rest = {
         key: value for key, value in verdict.items() if isinstance(value, str | int | float) and key != "verdict"
     }
+    row.guarantees = _parts(Guarantee, guarantees)
+    row.witnesses = _parts(Anomaly, _mappings(verdict.get("anomalies")))
+    row.precision = _parts(PrecisionRow, _mappings(verdict.get("precision")))
     row.error = _mapping(verdict.get("error"))
     if row.error:
         row.reason = _one_line(f"{row.error.get('kind')}: {row.error.get('message')}")
@@ -116,6 +125,15 @@ def _seen(anomalies: list[dict[str, Any]]) -> tuple[Seen, ...]:
         of = of if isinstance(of, int) and before is None else None
         found[kind] = Seen(kind, count + (before.count if before else 0), of)
     return tuple(found.values())
+
+
+def _parts(kind: type[Part], found: list[dict[str, Any]]) -> tuple[Part, ...]:
+    """Those that are what they ought to be: one odd entry does not take a row from a table."""
+    read = []
+    for each in found:
+        with suppress(Unreadable):
+            read.append(part(kind, each))
+    return tuple(read)
 
 
 def _one_line(text: str) -> str:

@@ -12,7 +12,7 @@ from trainer.audit.verdict import WORDS
 from trainer.report.rows import Row
 from trainer.updates.mechanisms import MODES
 
-MEASURES = ("kept_share", "throughput", "staleness")
+MEASURES = ("kept_share", "throughput", "staleness", "loss")
 # What a run is told by, besides its strategy, its update mode and its number of replicas.
 ABOUT = ("workload", "model", "data", "optimizer", "precision", "schedule", "audit", "steps", "batch_size", "seed")
 
@@ -77,7 +77,7 @@ class Chart:
         uncounted: those of them that measured their throughput, but counted no updates.
         left_out: why a run is not drawn -> how many.
         common: what all the runs drawn have in common, by the names of `ABOUT`.
-        varied: what the runs of some point differ in, likewise -> their values.
+        varied: what the runs of some point differ in, likewise -> their values; of `state`, the holders, none.
         ideal: None where there is no run with one replica, or runs had different cores, or do not say how many.
     """
 
@@ -124,7 +124,7 @@ def chart(rows: Iterable[Row]) -> Chart:
     return Chart(
         series,
         len(everyone),
-        sum(_measured(row, "kept_share") is None for row in everyone),
+        sum(measured(row, "kept_share") is None for row in everyone),
         dict(left_out),
         {name: values[0] for name in ABOUT if len(values := _values(everyone, name)) == 1 and values[0] is not None},
         _varied(drawn.values()),
@@ -147,7 +147,7 @@ def _why_not(row: Row) -> str:
     if row.error or row.word == "broken":
         kind = row.error.get("kind")
         return "refused" if kind == "refused" else f"broken ({kind})" if kind else "broken"
-    if _replicas(row) is None or all(_measured(row, measure) is None for measure in MEASURES):
+    if replicas_of(row) is None or all(measured(row, measure) is None for measure in MEASURES):
         return "without numbers"
     return ""
 
@@ -155,13 +155,13 @@ def _why_not(row: Row) -> str:
 def _series(strategy: str, mode: str, rows: Sequence[Row]) -> Series:
     by_replicas: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
-        if (replicas := _replicas(row)) is not None:
+        if (replicas := replicas_of(row)) is not None:
             by_replicas[replicas].append(row)
     points = {
         measure: tuple(
             point
             for replicas in sorted(by_replicas)
-            if (point := _point(replicas, [_measured(row, measure) for row in by_replicas[replicas]])) is not None
+            if (point := _point(replicas, [measured(row, measure) for row in by_replicas[replicas]])) is not None
         )
         for measure in MEASURES
     }
@@ -171,7 +171,7 @@ def _series(strategy: str, mode: str, rows: Sequence[Row]) -> Series:
 def _ideal(series: Sequence[Series], rows: Sequence[Row]) -> Ideal | None:
     alone = [point.mean for each in series for point in each.points["throughput"] if point.num_replicas == 1]
     cores, threads = (
-        _values([row for row in rows if not only_one or _replicas(row) == 1], name)
+        _values([row for row in rows if not only_one or replicas_of(row) == 1], name)
         for name, only_one in (("cores", False), ("threads_per_replica", True))
     )
     if not alone or any(len(values) != 1 or _number(values[0]) is None for values in (cores, threads)):
@@ -179,21 +179,22 @@ def _ideal(series: Sequence[Series], rows: Sequence[Row]) -> Ideal | None:
     return Ideal(max(alone), int(threads[0]), int(cores[0]))
 
 
-def _point(replicas: int, measured: Sequence[tuple[float, float] | None]) -> Point | None:
-    known = [each for each in measured if each is not None]
+def _point(replicas: int, found: Sequence[tuple[float, float] | None]) -> Point | None:
+    known = [each for each in found if each is not None]
     if not known:
         return None
     values = [value for value, _ in known]
     return Point(replicas, math.fsum(values) / len(values), min(values), max(high for _, high in known), len(known))
 
 
-def _measured(row: Row, measure: str) -> tuple[float, float] | None:
+def measured(row: Row, measure: str) -> tuple[float, float] | None:
     """What a run measured, and the largest that it stands for; None where it did not measure it."""
     kept, expected = (_number(row.metrics.get(f"updates_{name}")) for name in ("kept", "expected"))
     value = {
         "kept_share": kept / expected if kept is not None and expected else None,
         "throughput": _number(row.metrics.get("micro_steps_per_second")),
         "staleness": _number(row.metrics.get("staleness_mean")),
+        "loss": _number(row.metrics.get("loss")),
     }[measure]
     if value is None:
         return None
@@ -201,7 +202,8 @@ def _measured(row: Row, measure: str) -> tuple[float, float] | None:
     return value, max(value, largest or 0)
 
 
-def _replicas(row: Row) -> int | None:
+def replicas_of(row: Row) -> int | None:
+    """Its number of replicas, where that is one."""
     replicas = _number(row.run.get("num_replicas"))
     return int(replicas) if replicas is not None and replicas >= 1 else None
 
@@ -217,11 +219,14 @@ def _varied(groups: Iterable[Sequence[Row]]) -> dict[str, tuple[str, ...]]:
     for rows in groups:
         by_replicas: dict[int | None, list[Row]] = defaultdict(list)
         for row in rows:
-            by_replicas[_replicas(row)].append(row)
+            by_replicas[replicas_of(row)].append(row)
         for name in ABOUT:
             for own in by_replicas.values():
                 if len(values := _values(own, name)) > 1:
                     found[name].update((str(value), None) for value in values)
+            if any(len(_values(own, "state")) > 1 for own in by_replicas.values()):
+                # Who holds what is too long to be told.
+                found["state"] = {}
     return {name: tuple(values) for name, values in found.items()}
 
 

@@ -31,6 +31,9 @@ class StateScalars:
         values: dict[str, float] = {}
         for replica in record.replicas:
             values |= _bits(replica, rows)
+        off = [_off(replica, rows) for replica in record.replicas]
+        if any(known for _, known in off):
+            values["precision/replicas_off"] = sum(found for found, _ in off)
         if record.layout.loss_scale is not None:
             values |= self._loss_scale(record, rows)
         return values | self._gradients(record, rows)
@@ -49,6 +52,13 @@ class StateScalars:
         columns = [replica.column("mixed")[rows] for replica in record.replicas]
         self._mixed += sum(int(np.count_nonzero(column == 1)) for column in columns)
         return {"gradients/mixed": self._mixed} if any((column >= 0).any() for column in columns) else {}
+
+
+def _off(replica: ReplicaRecord, rows: slice) -> tuple[bool, bool]:
+    """Whether any of the rows was computed in another dtype than asked for, and whether any tells a dtype."""
+    asked, found = replica.column("asked")[rows], np.stack([replica.computed_in[rows], replica.gradients_in[rows]])
+    told = (found > 0) & (asked > 0)
+    return bool((told & (found != asked)).any()), bool(told.any())
 
 
 def _bits(replica: ReplicaRecord, rows: slice) -> dict[str, float]:

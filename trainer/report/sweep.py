@@ -1,4 +1,4 @@
-"""A folder of runs as a table, a CSV file and a plot, made from the `verdict.json` that each run leaves.
+"""A folder of runs as a table, a CSV file, a plot and a page, made from the `verdict.json` that each run leaves.
 
 The parent of a sweep calls this, so nothing heavier than rich is imported, until there is something to draw.
 """
@@ -60,6 +60,7 @@ def write(folder: Path, console: Console) -> None:
         csv_line = cannot_write(folder / CSV_NAME, problem)
     show(rows, console, csv_line)
     plot(rows, folder, console)
+    page(rows, [folder], folder, console)
     tell_viewer([folder], console)
 
 
@@ -85,6 +86,25 @@ def plot(rows: list[Row], folder: Path, console: Console) -> bool:
             path.unlink()
     _line(console, said)
     return done
+
+
+def page(rows: list[Row], folders: Sequence[Path], folder: Path, console: Console) -> bool:
+    """Make `report.html` in a folder, and say where it is or why there is none.
+
+    Returns:
+        Whether it could be written.
+    """
+    # With a template library, and with the plot once more; here only.
+    from trainer.report.page import PAGE_NAME, write
+
+    path = folder / PAGE_NAME
+    try:
+        write(rows, folders, path)
+        said = str(path)
+    except OSError as problem:
+        said = cannot_write(path, problem)
+    _line(console, said)
+    return said == str(path)
 
 
 def _drawn(what: Chart, path: Path) -> tuple[str, bool]:

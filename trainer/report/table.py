@@ -29,8 +29,8 @@ NARROW_HEADS = {
 
 def show(rows: list[Row], console: Console) -> None:
     """Print every run as a row, and below the table why a run has no numbers and which anomalies were seen."""
-    jobs, sweeps = _jobs(rows)
-    columns, same = _columns(rows, jobs), ""
+    jobs, sweeps = jobs_of(rows)
+    columns, same = columns_of(rows, jobs), ""
     table = _table(rows, columns, {})
     if not _fits(table, console):
         same = _fold(columns, rows)
@@ -68,7 +68,7 @@ def _table(rows: list[Row], columns: dict[str, list[str]], heads: dict[str, str]
     return table
 
 
-def _jobs(rows: list[Row]) -> tuple[list[str], list[str]]:
+def jobs_of(rows: list[Row]) -> tuple[list[str], list[str]]:
     """Each row's job, with a letter for its sweep where jobs of several sweeps have the same; and what letters mean."""
     jobs = [row.job for row in rows]
     if max(Counter(jobs).values()) == 1:
@@ -88,7 +88,7 @@ def _letters(number: int) -> str:
     return (_letters(more - 1) if more else "") + chr(ord("a") + last)
 
 
-def _columns(rows: list[Row], jobs: list[str]) -> dict[str, list[str]]:
+def columns_of(rows: list[Row], jobs: list[str]) -> dict[str, list[str]]:
     def numbers(name: str, digits: int = 4) -> list[str]:
         return [words.number({**row.run, **row.metrics}.get(name), digits) for row in rows]
 
@@ -98,11 +98,11 @@ def _columns(rows: list[Row], jobs: list[str]) -> dict[str, list[str]]:
     return {
         "job": jobs,
         "strategy": named("strategy"),
-        "mode": [_mode(row) for row in rows],
+        "mode": [mode_of(row) for row in rows],
         "N": numbers("num_replicas"),
         "model": named("model"),
         "steps": numbers("steps"),
-        **_varied(rows),
+        **varied(rows),
         "updates kept": _pairs(numbers("updates_kept"), numbers("updates_expected")),
         "stale mean/max": _pairs(numbers("staleness_mean", 2), numbers("staleness_max")),
         "loss": numbers("loss", 3),
@@ -111,27 +111,31 @@ def _columns(rows: list[Row], jobs: list[str]) -> dict[str, list[str]]:
     }
 
 
-def _mode(row: Row) -> str:
+def mode_of(row: Row) -> str:
     """The update mode; a small workload is what tells its run apart, and not all of them have one."""
     workload, mode = row.run.get("workload"), row.run.get("update_mode")
     own = workload if workload in SMALL else None
     return " ".join(str(each) for each in (own, mode) if each) or str(workload or "-")
 
 
-def _varied(rows: list[Row]) -> dict[str, list[str]]:
+def varied(rows: list[Row]) -> dict[str, list[str]]:
     """What else the command gave differently to different runs, by key: two runs must not look the same by omission."""
     given = [_overrides(row) for row in rows]
     shown = [key for key in SHOWN if key != "experiment" or not _alike(rows, given)]
     keys = dict.fromkeys(key for each in given for key in each if key not in shown and not key.startswith("hydra"))
-    varied = {key: [each.get(key, "-") for each in given] for key in keys}
-    return {key: cells for key, cells in varied.items() if len(set(cells)) > 1}
+    found = {key: [each.get(key, "-") for each in given] for key in keys}
+    return {key: cells for key, cells in found.items() if len(set(cells)) > 1}
 
 
 def _alike(rows: list[Row], given: list[dict[str, str]]) -> bool:
     """Whether runs of different experiments are the same in all other columns."""
     experiments: dict[tuple[object, ...], set[str]] = {}
     for row, each in zip(rows, given, strict=True):
-        told = (row.run.get("strategy"), _mode(row), *(row.run.get(key) for key in ("num_replicas", "model", "steps")))
+        told = (
+            row.run.get("strategy"),
+            mode_of(row),
+            *(row.run.get(key) for key in ("num_replicas", "model", "steps")),
+        )
         experiments.setdefault(told, set()).add(each.get("experiment", ""))
     return any(len(each) > 1 for each in experiments.values())
 
@@ -153,7 +157,7 @@ def _pairs(first: list[str], second: list[str]) -> list[str]:
 def _fold(columns: dict[str, list[str]], rows: list[Row]) -> str:
     """Take columns out of a table: into the returned line where all runs agree, else the lesser ones below the mode."""
     same = []
-    for name in ("strategy", "model", "steps", *_varied(rows)):
+    for name in ("strategy", "model", "steps", *varied(rows)):
         cells = columns[name]
         known = {cell for cell, row in zip(cells, rows, strict=True) if row.run}
         if len(known) == 1:

@@ -1,19 +1,22 @@
 """TensorBoard's tags: what each number is, and which of them are columns of the HParams table.
 
-Every tag starts with `train/`, `updates/`, `gradients/`, `precision/`, `replicas/` or `speed/`, and ends with
-`/replica_i` where it is one replica's. Data only, but for `hyperparameters`.
+Every tag of a run starts with `train/`, `updates/`, `gradients/`, `precision/`, `replicas/` or `speed/`, and ends with
+`/replica_i` where it is one replica's; those of a sweep start with `at_a_glance/`, which TensorBoard shows first. Data
+only, but for `hyperparameters`.
 """
 
 from __future__ import annotations
 
 from trainer import holders
-from trainer.config import Config
+from trainer.config import OPTIONS, Config
 from trainer.report.events import Hyperparameter, Metric
 from trainer.workloads.small import heeds
 
 PROFILED = "Seconds of a traced micro-step's wall time, mean over the replicas."
 # By the tag without its last part where that is a replica or a kind of anomaly.
 DESCRIPTIONS = {
+    "at_a_glance": "Which run of the sweep was hurt, where and by how much: a row a run, and what was measured of each "
+    "guarantee.",
     "train/loss": "Mean loss over the batch, before the update; without a replica's number the mean over replicas.",
     "train/accuracy": "Share of the held-out samples that are classified rightly.",
     "train/held_out_loss": "Mean loss over the held-out samples.",
@@ -36,8 +39,14 @@ DESCRIPTIONS = {
     "updates/kept_share": "Contributions kept, as a share of those made.",
     "updates/skipped": "Updates so far that were skipped because a gradient was not finite; one that all replicas make "
     "together counts once.",
+    "updates/kept_by_variable": "Of each replica's updates, how many every variable holds at the end, by the canaries "
+    "at its two ends, in all copies.",
+    "updates/kept_by_element": "The elements whose final value is not the initial value plus all that was added, "
+    "beyond rounding: where in a tensor updates were lost.",
     "updates/statistics_lost": "Replicas' changes of batch statistics that some variable or copy does not hold.",
     "gradients/cosine_min": "Least cosine between two replicas' gradients at the same step.",
+    "gradients/cosines": "Cosine between every two replicas' gradients, at some of the steps whose gradients were "
+    "kept whole.",
     "gradients/norm": "L2 norm of the replica's gradient.",
     "gradients/norm_histogram": "L2 norms of all gradients that were kept whole during the run; without a replica's "
     "number of all replicas.",
@@ -56,6 +65,8 @@ DESCRIPTIONS = {
     "precision/mode_at_exit": "Bits of the precision mode that the replica was in after its step, 0 where none was on; "
     "in between where steps since the previous point differed.",
     "precision/heatmap": "The dtype that every replica computed in at every step, and which steps were off.",
+    "precision/replicas_off": "Replicas of which, since the previous point, some activations or gradients were "
+    "computed in another precision than was asked for.",
     "precision/steps_off": "Steps in which the replica computed in another precision than it was asked for.",
     "precision/first_calls_repeated": "First calls of the step that were made after the first.",
     "precision/loss_scale": "What the replica multiplied its loss by at this step.",
@@ -65,6 +76,8 @@ DESCRIPTIONS = {
     "the mean of all processes', just before copies were averaged.",
     "replicas/divergence_before_average_relative": "L2 norm of a process's differences from that mean, the largest of "
     "any process, relative to that of what the mean had moved since the last average.",
+    "replicas/divergence": "Largest absolute difference between copy 0's and another copy's values at this step: 0 "
+    "where all replicas hold the same.",
     "replicas/divergence_max": "Largest absolute difference between copy 0's and another copy's values at the end.",
     "speed/micro_steps_per_second": "Batches of all replicas per second since the previous point.",
     "speed/micro_steps_per_second_mean": "Batches of all replicas per second over the whole run.",
@@ -99,10 +112,10 @@ LOST: dict[str, tuple[str, tuple[str, ...]]] = {
 
 # Columns of the HParams table. Every run has to name the same ones: see `EventFile.session_started`.
 HYPERPARAMETERS = (
-    Hyperparameter("strategy", str, leading=True),
-    Hyperparameter("update_mode", str, leading=True),
+    Hyperparameter("strategy", str, leading=True, values=tuple(OPTIONS["strategy"])),
+    Hyperparameter("update_mode", str, leading=True, values=tuple(OPTIONS["update_mode"])),
     Hyperparameter("num_replicas", int, leading=True),
-    Hyperparameter("precision", str, leading=True),
+    Hyperparameter("precision", str, leading=True, values=tuple(OPTIONS["precision"])),
     Hyperparameter("state", str, leading=True),
     Hyperparameter("model", str),
     Hyperparameter("normalization", str),
@@ -117,13 +130,13 @@ HYPERPARAMETERS = (
 METRICS = tuple(
     Metric(tag, title, DESCRIPTIONS[tag])
     for tag, title in (
-        ("replicas/verdict_level", "verdict (0 upheld to 4 broken)"),
-        ("updates/kept_share", "updates kept"),
+        ("replicas/verdict_level", "verdict, 0 upheld to 4 broken"),
+        ("updates/kept_share", "updates kept, share"),
+        ("updates/torn_reads", "torn reads"),
         ("updates/staleness_max", "staleness max"),
+        ("replicas/divergence_max", "copies apart"),
         ("train/loss", "loss"),
         ("train/accuracy", "accuracy"),
-        ("updates/torn_reads", "torn reads"),
-        ("replicas/divergence_max", "divergence max"),
         ("speed/micro_steps_per_second_mean", "micro-steps/s"),
     )
 )

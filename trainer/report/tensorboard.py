@@ -21,9 +21,9 @@ from trainer.audit.gradients import GradientRow, gradient_rows
 from trainer.audit.records import WHOLE, Average, Evaluation, RunRecord
 from trainer.audit.verdict import WORDS, Verdict
 from trainer.config import Config
-from trainer.report import buckets, heatmap, markdown
+from trainer.report import buckets, cosines, elements, grid, heatmap, kept_updates, markdown
 from trainer.report.buckets import Buckets
-from trainer.report.charts import CATEGORIES
+from trainer.report.charts import categories
 from trainer.report.dtypes import heat_map
 from trainer.report.events import EventFile
 from trainer.report.state_scalars import StateScalars
@@ -43,6 +43,20 @@ FINAL_SCALARS = {
 
 # Histograms of the staleness in a run: enough to see it change, few enough to be drawn one behind the other.
 HISTOGRAMS = 20
+
+
+def pictures(record: RunRecord) -> dict[str, bytes]:
+    """What there is to draw of a run, as PNG files by tag."""
+    found: dict[str, bytes] = {}
+    if (shown := heat_map(record)) is not None:
+        found["precision/heatmap"] = heatmap.png(shown)
+    if (matrices := cosines.matrices(record)) is not None:
+        found["gradients/cosines"] = grid.png(matrices)
+    if (kept := kept_updates.by_variable(record)) is not None:
+        found["updates/kept_by_variable"] = grid.png(kept)
+    if maps := elements.maps(record):
+        found["updates/kept_by_element"] = elements.png(maps)
+    return found
 
 
 class _Points:
@@ -77,7 +91,8 @@ class RunEvents:
     def __init__(self, config: Config, folder: Path) -> None:
         self._file = EventFile(folder, DESCRIPTIONS)
         self._file.session_started(hyperparameters(config), HYPERPARAMETERS, METRICS)
-        self._file.charts(CATEGORIES)
+        if shown := categories(config):
+            self._file.charts(shown)
         self._file.text(0, "train/config", markdown.config(config))
         self._file.flush()
         self._fail_on = config.fail_on
@@ -108,8 +123,8 @@ class RunEvents:
         if losses or audited or stretches:
             self._file.flush()
 
-    def kept(self, step: int, kept: float, made: int) -> None:
-        self._file.scalars(step, _kept(kept, made))
+    def kept(self, step: int, kept: float, made: int, apart: float | None = None) -> None:
+        self._file.scalars(step, _kept(kept, made) | ({} if apart is None else {"replicas/divergence": apart}))
         self._file.flush()
 
     def evaluated(self, evaluation: Evaluation) -> None:
@@ -129,8 +144,7 @@ class RunEvents:
                 self._file.scalars(average.step, _apart(average))
             for step, phases in profile.by_step(profile.step_times(record)).items():
                 self._file.scalars(step, {f"speed/{name}_seconds": seconds for name, seconds in phases.items()})
-            if (shown := heat_map(record)) is not None:
-                self._file.images(record.steps_done, {"precision/heatmap": heatmap.png(shown)})
+            self._file.images(record.steps_done, pictures(record))
         step = record.steps_done if record is not None else 0
         self._file.scalars(step, _final(verdict) | _lost(record, verdict))
         self._file.text(step, "replicas/verdict", markdown.verdict(verdict, self._fail_on))
@@ -220,6 +234,8 @@ def _final(verdict: Verdict) -> dict[str, float]:
     kept, expected = metrics.get("updates_kept"), metrics.get("updates_expected")
     if kept is not None and expected:
         values |= _kept(kept, int(expected))
+    if (apart := metrics.get("replica_divergence_max")) is not None:
+        values["replicas/divergence"] = float(apart)
     values["replicas/verdict_level"] = len(WORDS) - 1 - WORDS.index(verdict.verdict)
     for row in verdict.precision:
         values[f"precision/steps_off/replica_{row.replica}"] = row.steps_off

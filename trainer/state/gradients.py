@@ -25,7 +25,10 @@ class GradientHolder(Protocol):
         """What a captured step computed, as it is read back from where gradients are held: float32 [read_size]."""
 
     def mixed(self) -> bool | None:
-        """Whether what the calling thread last read back was not what it had put; None where that cannot happen."""
+        """Whether what the calling thread last read back was not what it had put.
+
+        None where that cannot happen, and of a thread that has put nothing: an evaluating replica's.
+        """
 
 
 class PerReplica:
@@ -44,6 +47,12 @@ class PerReplica:
         return None
 
 
+class _Own(threading.local):
+    """What each thread has by itself."""
+
+    mixed: bool | None = None
+
+
 class SharedGrad:
     """Unsafe: every replica's parameters have the same `.grad`, as those of one module that all threads use.
 
@@ -55,7 +64,7 @@ class SharedGrad:
         self._buffer = torch.zeros(layout.read_size)
         self._spans = [segment.span for segment in layout.of_kind("weight")]
         self._grads = [self._buffer[segment.span].view(segment.shape) for segment in layout.of_kind("weight")]
-        self._own = threading.local()
+        self._own = _Own()
 
     def differentiate(self, loss_of: LossOf, weights: list[Tensor]) -> Differentiated:
         with torch.enable_grad():
@@ -93,5 +102,4 @@ class SharedGrad:
         return contribution
 
     def mixed(self) -> bool | None:
-        found: bool = self._own.mixed
-        return found
+        return self._own.mixed

@@ -11,10 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
 from trainer.audit.records import Average, Floats, Reference, ReplicaRecord, RunRecord
+from trainer.checkpoint.checkpoints import Checkpoints
+from trainer.checkpoint.files import Arrays
 from trainer.config import Config, LocalSteps
 from trainer.engines.capture import capture
 from trainer.holders import mechanism
@@ -25,11 +28,11 @@ from trainer.strategies.exchange import PATIENCE_SECONDS, Exchange, Group
 from trainer.strategies.hosting import RunBroken, StopFlag, Watcher, turned_on
 from trainer.strategies.threads import Threads
 from trainer.updates import between_processes
-from trainer.updates.all_reduce import AllReduce
 from trainer.updates.between_processes import AllReduceOfProcesses
 from trainer.updates.shared_vector import Replica, SharedVector
 from trainer.workloads.train import Training
 
+T = TypeVar("T")
 prepare = threads.prepare
 _group: Group | None = None
 
@@ -42,7 +45,19 @@ def group(config: Config) -> Group:
     return _group
 
 
-def train(config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
+def tell_all(config: Config, own: T) -> list[T]:
+    """What each process says, by rank, in all of them; all have to call this as often."""
+    return group(config).tell_all(own)
+
+
+def train(
+    config: Config,
+    training: Training,
+    record: RunRecord,
+    watcher: Watcher,
+    stop: StopFlag,
+    checkpoints: Checkpoints | None = None,
+) -> None:
     """Train with the replicas of this process and fill `record`, in the first process with all that all have recorded.
 
     Raises:
@@ -51,7 +66,7 @@ def train(config: Config, training: Training, record: RunRecord, watcher: Watche
     joined = group(config)
     try:
         with turned_on(training):
-            Process(joined, config, training, record, watcher, stop).run()
+            Process(joined, config, training, record, watcher, stop, checkpoints).run()
         record.mode_left = training.mode_left
     except RunBroken:
         raise
@@ -67,6 +82,7 @@ class Part:
 
     Attributes:
         copy: float32 [layout.size], its copy of the shared variables at the end.
+        failed: checkpoints that it could not write.
     """
 
     replicas: list[ReplicaRecord]
@@ -75,18 +91,28 @@ class Part:
     copy: Floats
     averages: list[Average]
     first_calls: int
+    failed: list[str]
 
 
 class Process(Threads):
     """The replicas of one process."""
 
     def __init__(
-        self, joined: Group, config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag
+        self,
+        joined: Group,
+        config: Config,
+        training: Training,
+        record: RunRecord,
+        watcher: Watcher,
+        stop: StopFlag,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._group = joined
         record.num_processes = joined.place.size
         shared, mode, replicas, self._exchange = _build(config, training, record, joined, hosted(config))
-        super().__init__(config, training, record, watcher, stop, mode=(shared, mode, replicas))
+        self._way = mode
+        built = shared, mode, replicas
+        super().__init__(config, training, record, watcher, stop, mode=built, checkpoints=checkpoints)
 
     @property
     def judges(self) -> bool:
@@ -100,6 +126,16 @@ class Process(Threads):
             super().run()
         except RunBroken as broken:
             raise self._cause(broken) from broken
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        arrays, facts = super().state()
+        return arrays, facts | {"exchange": self._exchange.position}
+
+    def go_on(self) -> None:
+        super().go_on()
+        assert self.checkpoints is not None
+        self._way.go_on(self.first_step)
+        self._exchange.go_on(self.checkpoints.facts["exchange"], self.shared.plain)
 
     def report(self) -> None:
         super().report()
@@ -118,10 +154,13 @@ class Process(Threads):
             self.record.copies[0],
             self.record.averages,
             self.record.first_calls,
+            [] if self.checkpoints is None else self.checkpoints.failed,
         )
         parts = self._group.gather(own)
         if parts is not None:
             _put_together(self.record, parts)
+            if self.checkpoints is not None:
+                self.checkpoints.note_others([part.failed for part in parts])
 
     def complete(self) -> None:
         if self.judges:
@@ -153,7 +192,7 @@ class Process(Threads):
 
 def _build(
     config: Config, training: Training, record: RunRecord, joined: Group, own: range
-) -> tuple[SharedVector, AllReduce, list[Replica], Exchange]:
+) -> tuple[SharedVector, AllReduceOfProcesses | between_processes.LocalSteps, list[Replica], Exchange]:
     """The shared vector of this process, the mode over it, a workspace for each replica, and the way to the others."""
     local = config.update_mode if isinstance(config.update_mode, LocalSteps) else None
     layout, steps = training.layout, config.train.steps

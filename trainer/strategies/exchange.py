@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -67,6 +67,12 @@ class Group:
         """What each process has, by rank, in the first; None in the others."""
         found: list[T] | None = [own] * self.place.size if self.place.rank == 0 else None
         dist.gather_object(own, found)
+        return found
+
+    def tell_all(self, own: T) -> list[T]:
+        """What each process has, by rank, in all of them."""
+        found: list[T] = [own] * self.place.size
+        dist.all_gather_object(found, own)
         return found
 
     def meet(self) -> None:
@@ -154,6 +160,22 @@ class Exchange:
 
     def abort(self) -> None:
         self._ended.set()
+
+    @property
+    def position(self) -> dict[str, int]:
+        """Where this exchange is, for a checkpoint at a step's end; the same in all processes."""
+        return {"told_steps": self._told_steps, "next_digest": self._next_digest, "shown": self._shown}
+
+    def go_on(self, position: Mapping[str, int], vector: torch.Tensor) -> None:
+        """Be where another run's exchange was.
+
+        Args:
+            vector: the copy as it was then. A digest of it may have been about to be sent.
+        """
+        self._told_steps, self._next_digest = position["told_steps"], position["next_digest"]
+        if self._digest_every and position["shown"] >= 0:
+            self._next_digest = position["shown"]
+            self.show(position["shown"], vector)
 
     def _sum(self) -> None:
         """Sum the payload. Waits in pieces, so that a thread whose run is over does not stay with a process that is."""

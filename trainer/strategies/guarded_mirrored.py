@@ -30,7 +30,7 @@ class Guard:
 
     def __init__(self, config: Config, layout: Layout, row: Row) -> None:
         self.faults = Faults(config.faults)
-        self._corruptions = [self.faults.corruptions(own) for own in range(config.num_replicas)]
+        self._corruptions = [self.faults.corruptions(own) for own in range(config.replicas_in_all)]
         self._stops = config.train.on_nonfinite == "stop"
         self._layout, self._row = layout, row
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.faults import Faults
+from trainer.processes import here
 from trainer.strategies.computing import Computing
 from trainer.strategies.hosting import RunBroken, told_nonfinite
 from trainer.updates.shared_vector import Replica
@@ -30,7 +31,7 @@ class GuardedComputing(Computing):
 
     def __init__(self, threads: Threads, own: int) -> None:
         super().__init__(threads, own)
-        self._faults = Faults(threads.config.faults)
+        self._faults = Faults(threads.config.faults, here(threads.config).restarts)
         self._corruptions = {fault.step: fault for fault in self._faults.corruptions(own)}
         self._stops = threads.config.train.on_nonfinite == "stop"
         self._layout = threads.training.layout
@@ -41,7 +42,7 @@ class GuardedComputing(Computing):
         step = int(self.number)
         if self._struck != step:
             self._struck = step
-            self._faults.strike(step, self._own)
+            self._faults.strike(step, [self._own])
         super()._take(replica)
         corruption = self._corruptions.get(step)
         if corruption is not None:

@@ -30,8 +30,12 @@ class Watcher(Protocol):
 
     def progress(self, record: RunRecord) -> None: ...
 
-    def kept(self, step: int, kept: float, made: int) -> None:
-        """Updates that the canaries of the shared variables show, of those committed so far, at about `step`."""
+    def kept(self, step: int, kept: float, made: int, apart: float | None = None) -> None:
+        """Updates that the canaries of the shared variables show, of those committed so far, at about `step`.
+
+        Args:
+            apart: largest difference between the copies by then, where there is more than one.
+        """
 
     def evaluated(self, evaluation: Evaluation) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from trainer.checkpoint.contents import Snapshot
 from trainer.state.precision import PrecisionHolder
@@ -22,18 +22,23 @@ class Meeting:
         modes: the precision mode that each replica was in when they last met.
 
     Args:
+        hosted: the replicas of this process.
         take: makes the snapshot of a step.
         ended: the run is to end, and nobody will ask for snapshots any more.
     """
 
     def __init__(
-        self, num_replicas: int, precision: PrecisionHolder, take: Callable[[int], Snapshot], ended: threading.Event
+        self,
+        hosted: Sequence[int],
+        precision: PrecisionHolder,
+        take: Callable[[int], Snapshot],
+        ended: threading.Event,
     ) -> None:
-        self.modes: list[str | None] = [None] * num_replicas
+        self.modes: dict[int, str | None] = dict.fromkeys(hosted)
         self._precision, self._take, self._ended = precision, take, ended
         self._step = 0
-        self._come = threading.Barrier(num_replicas)
-        self._seen = threading.Barrier(num_replicas, self._hand_over)
+        self._come = threading.Barrier(len(hosted))
+        self._seen = threading.Barrier(len(hosted), self._hand_over)
         # One: replicas that come again before it was written wait, and memory does not fill with snapshots.
         self._taken: queue.Queue[Snapshot] = queue.Queue(maxsize=1)
 

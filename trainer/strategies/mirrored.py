@@ -14,23 +14,23 @@ import logging
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from trainer.audit.copies import largest_difference
 from trainer.audit.recorder import Recorder
 from trainer.audit.records import DTYPES, Floats, Noted, Reference, RunRecord, code
 from trainer.checkpoint.checkpoints import Checkpoints
-from trainer.checkpoint.contents import snapshot
-from trainer.checkpoint.files import Arrays
 from trainer.config import Config
+from trainer.doing import doing
 from trainer.faults import InjectedFault
 from trainer.holders import captures, mechanism
 from trainer.schedule.operations import BEGIN, COMPUTE, CURSOR, GENERATOR, READ, UPDATE, WRITE
 from trainer.schedule.point import mark, point
+from trainer.strategies import mirrored_checkpoints
 from trainer.strategies.after_the_run import AfterTheRun
 from trainer.strategies.deltas import Deltas
 from trainer.strategies.hosting import (
@@ -317,14 +317,14 @@ class Mirrored:
         recorders = self.recorders()
         kept_steps, self.record.references_skipped = reference_steps(self.config, self.layout)
         self.make_first_call()
-        if self.first_step:
-            self._go_on()
+        if self.checkpoints is not None and self.first_step:
+            mirrored_checkpoints.go_on(self, self.checkpoints)
         with stalls_end_the_run(self.record, self.config.watchdog.seconds, self.stop):
             stopped = self._take_all(recorders, kept_steps)
         self.record.copies = self.copies()
         if stopped:
             return
-        self._evaluate(self.config.train.steps)
+        self.evaluate(self.config.train.steps)
         if self.training.audited:
             self.after_the_run.complete()
             self.after_the_run.look_again()
@@ -341,7 +341,7 @@ class Mirrored:
         stopped = self.stop.is_set()
         while first < steps and not stopped:
             if self.guard is not None:
-                self.guard.faults.strike(first)
+                self.guard.faults.strike(first, self.own_ids)
             last = self._next_stop(first, first + length)
             called = time.perf_counter()
             kept = [step for step in range(first, last) if step in kept_steps]
@@ -359,7 +359,7 @@ class Mirrored:
             self.record.duration_seconds = time.perf_counter() - started
             self._report(last)
             if self.checkpoints is not None and self.checkpoints.after(first) == last:
-                self._save(self.checkpoints, last)
+                mirrored_checkpoints.save(self, self.checkpoints, last)
             first = last
         return stopped
 
@@ -377,49 +377,6 @@ class Mirrored:
         if self.guard is not None:
             ends += [step for step in self.guard.faults.struck_at() if step > first]
         return min(ends)
-
-    # Checkpoints.
-
-    def _save(self, checkpoints: Checkpoints, step: int) -> None:
-        record, results = self.record, self.strategy.experimental_local_results
-        arrays: Arrays = {"copies": self.copies()}
-        for name, variable in self._beside().items():
-            arrays[name] = np.stack([copy.numpy() for copy in results(variable)])
-        if record.added is not None and record.magnitudes is not None:
-            arrays |= {"added": record.added, "magnitudes": record.magnitudes}
-        facts = {"modes": [runner(self.training.precision.current) for runner in self.runners]}
-        taken = snapshot(record, step, record.duration_seconds, arrays, facts, record.references)
-        checkpoints.write(record, taken, record.evaluations)
-
-    def _go_on(self) -> None:
-        """Be where the run was that is resumed.
-
-        A graph that is run was traced just now as it was then, so that what is frozen in it is the same.
-        """
-        assert self.checkpoints is not None
-        arrays, record = self.checkpoints.arrays, self.record
-        for name, variable in {"copies": self.flat, **self._beside()}.items():
-            for own in range(self.num_replicas):
-                self.put_in_copy(variable, own, arrays[name][own])
-        record.added, record.magnitudes = arrays.get("added"), arrays.get("magnitudes")
-        if not self.captures:
-            with self.training.first_call.call():
-                pass  # it was made, by whoever was to make it
-            self.after_the_run.look_again()  # settings, at this process's first step
-            for own, replica in enumerate(record.replicas):
-                self.noted[own] = [Noted(*row) for row in replica.noted[: self.first_step].tolist()]
-        for runner, mode in zip(self.runners, self.checkpoints.facts["modes"], strict=True):
-            if runner(self.training.precision.current) != mode:
-                runner(partial(self.training.precision.enable, mode))
-        every, step = self.config.train.evaluate_every, self.first_step
-        missing = all(each.step != step for each in record.evaluations)
-        if every and step % every == 0 and step < self.config.train.steps and missing:
-            self._evaluate(step)  # it was the last step then, and is not any more
-
-    def _beside(self) -> dict[str, Any]:
-        """The variables that there are beside the flat one, by name."""
-        found = {"generator": self.generator, "position": self.position}
-        return {name: variable for name, variable in found.items() if variable is not None}
 
     # What a replica does: traced once and run by TensorFlow, or with train.capture=never by Python at every step.
 
@@ -652,7 +609,8 @@ class Mirrored:
         if mechanism(self.config, "first_call") == "before_start":
             self.record.first_calls = 1
         if self.captures:
-            self.call(0, 0, [])
+            with doing("tracing the step"):
+                self.call(0, 0, [])
 
     def recorders(self) -> list[Recorder]:
         return [Recorder(replica, self.training.row, self.layout) for replica in self.record.replicas]
@@ -714,15 +672,20 @@ class Mirrored:
         self.watcher.progress(self.record)
         every = self.config.train.evaluate_every
         if every and step % every == 0 and step < self.config.train.steps:
-            self._evaluate(step)
+            self.evaluate(step)
         if self.training.audited:
             # Missing from any copy is missing.
-            kept = self.kept()
-            self.watcher.kept(step, float(kept.sum()), step * self.num_replicas)
+            own = self.own_copies()
+            kept, apart = self.kept(own), largest_difference(self.layout, own)
+            self.watcher.kept(step, float(kept.sum()), step * self.num_replicas, apart)
 
-    def kept(self) -> Floats:
-        """Per replica, how many of its updates are in every copy: float32 [num_replicas]."""
-        found: Floats = np.min([self.layout.kept(copy) for copy in self.own_copies()], axis=0)
+    def kept(self, own: Floats) -> Floats:
+        """Per replica, how many of its updates are in every copy: float32 [num_replicas].
+
+        Args:
+            own: the copies that are here.
+        """
+        found: Floats = np.min([self.layout.kept(copy) for copy in own], axis=0)
         return found
 
     def keep_references(self, step: int, slot: int, results: Sequence[Outcome], noted: Sequence[Noted]) -> None:
@@ -749,7 +712,7 @@ class Mirrored:
                 self.record.added = added + _or_zero(self.record.added)
                 self.record.magnitudes = magnitudes + _or_zero(self.record.magnitudes)
 
-    def _evaluate(self, step: int) -> None:
+    def evaluate(self, step: int) -> None:
         prefix = tf.constant(self.own_copies()[0, : self.layout.read_size])
         test = self.training.dataset
         evaluation = evaluate(step, lambda x: self.predict(prefix, tf.constant(x)).numpy(), test.test_x, test.test_y)

@@ -16,14 +16,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.audit import copies
 from trainer.audit.records import Digests, Floats, Noted, RunRecord
+from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.config import Config
-from trainer.processes import Place, here
+from trainer.processes import Place, here, hosted
 from trainer.state.settings import Difference
 from trainer.strategies import mirrored
 from trainer.strategies.hosting import RunBroken, StopFlag, Watcher, turned_on
@@ -38,6 +40,7 @@ LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledE
 # For whoever started the workers to say which of them failed, and why, and to end the others.
 SECONDS_TO_BE_ENDED = 10.0
 LINGER_SECONDS = 0.1
+T = TypeVar("T")
 
 
 def prepare(num_replicas: int, threads_per_replica: int) -> None:
@@ -58,11 +61,24 @@ def _strategy(num_replicas: int) -> MultiWorkerMirroredStrategy:
         signal.signal(signal.SIGTERM, heeded)
 
 
-def train(config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
+def tell_all(config: Config, own: T) -> list[T]:
+    """What each worker says, which is JSON, by rank, in all of them; all have to call this as often."""
+    told = Exchange(_strategy(config.num_replicas), here(config))(own)
+    return [each.words for each in told]
+
+
+def train(
+    config: Config,
+    training: Training,
+    record: RunRecord,
+    watcher: Watcher,
+    stop: StopFlag,
+    checkpoints: Checkpoints | None = None,
+) -> None:
     """Train this worker's replicas, and fill `record` with what all workers' did."""
     with _without_others(here(config), record), turned_on(training):
-        run = MultiWorker(config, training, record, watcher, stop)
-        with calls_traced(run):
+        run = MultiWorker(config, training, record, watcher, stop, checkpoints)
+        with calls_traced(run), run.told():
             run.run()
     record.mode_left = training.mode_left
 
@@ -84,23 +100,45 @@ def _without_others(place: Place, record: RunRecord) -> Iterator[None]:
 class MultiWorker(Mirrored):
     """This worker's replicas. What is said of replicas outside of a step is said of all workers' replicas."""
 
-    def __init__(self, config: Config, training: Training, record: RunRecord, watcher: Watcher, stop: StopFlag) -> None:
+    def __init__(
+        self,
+        config: Config,
+        training: Training,
+        record: RunRecord,
+        watcher: Watcher,
+        stop: StopFlag,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         self.place_here = here(config)
         self.exchange = Exchange(_strategy(config.num_replicas), self.place_here)
-        super().__init__(config, training, record, watcher, stop)
+        super().__init__(config, training, record, watcher, stop, checkpoints)
         record.num_processes = self.place_here.size
 
     def hosted(self) -> range:
-        each = self.config.num_replicas
-        return range(self.place_here.rank * each, (self.place_here.rank + 1) * each)
+        return hosted(self.config)
 
     def make_strategy(self) -> tf.distribute.Strategy:
         return _strategy(self.config.num_replicas)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """As elsewhere; that another worker is gone is no replica's doing."""
+        try:
+            with super().told():
+                yield
+        except RunBroken as broken:
+            if isinstance(broken.__cause__, LOST):
+                raise broken.__cause__ from None
+            raise
 
     def run(self) -> None:
         super().run()
         if self.training.audited:
             self._tell_settings()
+        if self.checkpoints is not None:
+            failed = [each.words for each in self.exchange(self.checkpoints.failed)]
+            if not self.place_here.rank:
+                self.checkpoints.note_others(failed)
         if self.place_here.rank:
             # The first worker still takes from this one what it was told last.
             time.sleep(LINGER_SECONDS)
@@ -133,8 +171,8 @@ class MultiWorker(Mirrored):
     def copies(self) -> Floats:
         return np.concatenate([found["copies"] for _, found in self.exchange(None, copies=self.own_copies())])
 
-    def kept(self) -> Floats:
-        found: Floats = np.min([found["kept"] for _, found in self.exchange(None, kept=super().kept())], axis=0)
+    def kept(self, own: Floats) -> Floats:
+        found: Floats = np.min([found["kept"] for _, found in self.exchange(None, kept=super().kept(own))], axis=0)
         return found
 
     def _next_stop(self, first: int, last: int) -> int:
@@ -159,9 +197,9 @@ class MultiWorker(Mirrored):
         if len(set(found)) > 1:
             self.record.digests_off.append(Digests(step, found))
 
-    def _evaluate(self, step: int) -> None:
+    def evaluate(self, step: int) -> None:
         if self.place_here.rank == 0:
-            super()._evaluate(step)
+            super().evaluate(step)
 
     def _tell_settings(self) -> None:
         """Put down which settings differed in the replicas of all workers."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.audit.records import CompiledStep
 from trainer.config import Config
+from trainer.doing import doing
 from trainer.engines.capture import Captured, capture
 from trainer.engines.compiler import Compiler
 from trainer.engines.library_calls import Library
@@ -58,10 +59,11 @@ class Steps:
         self.engine = "eager"
         self.captures = captures(config)
         if self.captures:
-            for dtype in self._in_reach(config):
-                self.engine = self.captured(dtype).engine
-            if config.train.evaluators:
-                self.captured("float32", trains=False)
+            with doing("capturing the step"):
+                for dtype in self._in_reach(config):
+                    self.engine = self.captured(dtype).engine
+                if config.train.evaluators:
+                    self.captured("float32", trains=False)
 
     @property
     def compiled(self) -> list[CompiledStep]:

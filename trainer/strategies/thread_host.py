@@ -51,6 +51,7 @@ class ThreadHost(ABC):
     Args:
         steps: captured already, or the class of those that are to be captured.
         checkpoints: where there are any to be made, or one to go on from.
+        hosted: the replicas whose threads are here; all where None.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ThreadHost(ABC):
         shared: SharedVector,
         steps: Steps | type[Steps],
         checkpoints: Checkpoints | None = None,
+        hosted: Sequence[int] | None = None,
     ) -> None:
         self.config, self.training, self.record = config, training, record
         self.watcher, self.stop, self.shared = watcher, stop, shared
@@ -74,15 +76,14 @@ class ThreadHost(ABC):
         self.to_evaluate: queue.SimpleQueue[tuple[int, Floats]] = queue.SimpleQueue()
         self.references: list[list[Reference]] = [[] for _ in range(training.num_replicas)]
         self.ended = threading.Event()
-        # The replicas whose threads are here.
-        self.hosted: Sequence[int] = range(training.num_replicas)
+        self.hosted: Sequence[int] = range(training.num_replicas) if hosted is None else hosted
         self.locks: LockWatch | None = None
         self._reports_again = 0.0
         self.checkpoints = checkpoints
         self.first_step = 0 if checkpoints is None else checkpoints.first_step
         self._meeting: Meeting | None = None
         if checkpoints is not None:
-            self._meeting = Meeting(training.num_replicas, training.precision, self._snapshot, self.ended)
+            self._meeting = Meeting(self.hosted, training.precision, self._snapshot, self.ended)
         self._began = 0.0
 
     @abstractmethod
@@ -155,7 +156,7 @@ class ThreadHost(ABC):
 
     def _take_steps(self, own: int) -> None:
         if self.first_step and self._meeting is not None and self.checkpoints is not None:
-            self._meeting.resume(own, self.checkpoints.facts["modes"][own])
+            self._meeting.resume(own, self.checkpoints.facts["modes"][self.hosted.index(own)])
         self.take_steps(own)
 
     # Checkpoints.
@@ -186,7 +187,7 @@ class ThreadHost(ABC):
         arrays["copies"] = self.shared.plain.numpy()[np.newaxis].copy()
         if not self.training.derived:
             arrays["generator"] = torch.get_rng_state().numpy().copy()
-        facts |= {"commits": self.committed(), "modes": list(self._meeting.modes)}
+        facts |= {"commits": self.committed(), "modes": list(self._meeting.modes.values())}
         seconds = time.perf_counter() - self._began
         references = [reference for own in self.references for reference in own]
         return snapshot(self.record, step, seconds, arrays, facts, references)

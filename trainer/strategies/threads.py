@@ -186,10 +186,9 @@ class Threads(ThreadHost):
             with watching(config) as locks:
                 mode = build_mode(config, training)
         shared, self.mode, replicas = mode
-        super().__init__(config, training, record, watcher, stop, shared, steps, checkpoints)
-        self.locks = locks
         self.replicas = {replica.replica_id: replica for replica in replicas}
-        self.hosted = list(self.replicas)
+        super().__init__(config, training, record, watcher, stop, shared, steps, checkpoints, list(self.replicas))
+        self.locks = locks
         self.apart = Apart(self.shared) if training.layout.apart else None
         shares_grad = mechanism(config, "gradients") == "shared"
         self.gradients: GradientHolder = SharedGrad(training.layout) if shares_grad else PerReplica()

@@ -39,7 +39,7 @@ def _watch(tracer: Tracer, run: Mirrored) -> None:
     tracer.time(run, "read_off", LOGGING, lambda *_: "read rows off")
     tracer.time(run, "add_up", LOGGING, lambda *_: "sum deltas")
     tracer.time(run, "keep_references", LOGGING, lambda *_: "keep gradients")
-    tracer.time(run, "_evaluate", EVALUATION, lambda step: "evaluate")
+    tracer.time(run, "evaluate", EVALUATION, lambda step: "evaluate")
     tracer.time(run, "_report", LOGGING, lambda step: "report")
     called = 0  # steps of the calls that have ended
 

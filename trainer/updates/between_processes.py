@@ -62,11 +62,12 @@ class UpdateOfAll(JointUpdate):
 
     def apply_share(self, replica: Replica) -> None:
         """Apply the same share of what has been summed over all processes."""
-        self._apply(self._parts[replica.replica_id])
+        self._apply(self._parts[replica.replica_id], self._decided())
 
     def commit(self) -> None:
+        self._skipped = self._decided()
         if self._loss_scale is not None:
-            self._apply(self._loss_scale)
+            self._apply(self._loss_scale, self._skipped)
         commits = self._shared.commits
         landed = sum(commits)
         for replica in self._replicas:
@@ -106,6 +107,10 @@ class AllReduceOfProcesses(AllReduce):
         replica.spent = not replica.keeps
         if replica.replica_id == self.leader:
             self.joint.count()
+
+    def go_on(self, step: int) -> None:
+        """Begin with a step, where the shared values are those of a checkpoint."""
+        self._steps = step
 
     def _exchange(self) -> None:
         self._sums.show(self._steps, self.shared.plain)
@@ -155,6 +160,11 @@ class LocalSteps(AllReduce):
         taken = self._taken[replica.replica_id] = self._taken[replica.replica_id] + 1
         if taken % self._every == 0 or taken == self._last:
             self._meeting.wait()  # all are through with the step; whoever comes last averages
+
+    def go_on(self, step: int) -> None:
+        """Begin with a step, where the shared values are those of a checkpoint, which stands at an average."""
+        self._taken = dict.fromkeys(self._taken, step)
+        self._base = self.shared.plain.clone()
 
     def added(self, replica: Replica) -> Tensor | None:
         if replica.replica_id != self.leader:

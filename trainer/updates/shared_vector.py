@@ -269,6 +269,8 @@ class JointUpdate:
         transacted = layout.loss_scale and "loss_scale" not in layout.apart
         # Where each replica decides about its own overflows, the update is never skipped for all.
         self._flag = layout.loss_scale.start if transacted and layout.loss_scale else None
+        # What `commit` decided, for what comes after the contributions are gone.
+        self._skipped: Tensor | None = None
         self._loss_scale = Part(layout, layout.nothing, growth_steps=shared.growth_steps) if transacted else None
         self._statistics_scale = 1.0 / shared.num_trainers if shared.averages_statistics else scale
         self._total = torch.zeros(layout.read_size)
@@ -304,7 +306,7 @@ class JointUpdate:
                     self._total[span], self.added[span] = total, delta
             return
         self._sum_values(part)
-        self._apply(part)
+        self._apply(part, self._decided())
 
     def _sum_values(self, part: Part) -> None:
         for span in (part.share.weights, part.share.statistics):
@@ -345,9 +347,10 @@ class JointUpdate:
 
     def commit(self) -> None:
         """Count the update, for all replicas at once, and decide about the loss scale, which no share reads."""
+        self._skipped = self._decided()
         if self._loss_scale is not None:
             self._sum(self._shared.layout.regions["loss_scale"])
-            self._apply(self._loss_scale)
+            self._apply(self._loss_scale, self._skipped)
         shared = self._shared
         landed = sum(shared.commits)
         for replica in self._replicas:
@@ -355,9 +358,12 @@ class JointUpdate:
             shared.commits[replica.replica_id] += 1
 
     def count(self) -> None:
-        """Raise the optimizer's counter, which every share's rule has read by now."""
+        """Raise the optimizer's counter, which every share's rule has read by now.
+
+        Contributions are not looked at: their replicas may have begun the next ones.
+        """
         if self._counter is not None:
-            self._apply(self._counter)
+            self._apply(self._counter, self._skipped)
 
     def _sum(self, span: slice) -> None:
         """Sum a part of the contributions, in the order of the replicas."""
@@ -370,15 +376,18 @@ class JointUpdate:
         for other in self._replicas[1:]:
             total.add_(other.contribution[span])
 
-    def _apply(self, part: Part) -> None:
+    def _decided(self) -> Tensor | None:
+        """Whether the update is skipped for overflows: each share counts them for itself, in the same contributions."""
+        if self._flag is None:
+            return None
+        skipped: Tensor = skips(self._overflows(self._flag))
+        return skipped
+
+    def _apply(self, part: Part, skipped: Tensor | None) -> None:
         rule = self._rules.get(part)
         if rule is not None:
             rule(self.added, self._total, self._shared.vector)
             return
-        skipped = None
-        if self._flag is not None:
-            # Each share counts for itself, in the same contributions: all come to the same decision.
-            skipped = skips(self._overflows(self._flag))
         part.fill(
             self.added,
             self._shared.optimizer,

@@ -15,6 +15,7 @@ import torch
 from trainer.cache.entry import LIBRARY, Entry
 from trainer.cache.library import load_library
 from trainer.cache.store import Store, Wanted
+from trainer.doing import doing
 from trainer.engines.library import CannotCompile, find_compiler
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _compiled(content: str, flags: tuple[str, ...]) -> Entry:
     compiler = find_compiler()
     began = time.perf_counter()
     log.info("native loop: not found; compiling takes some seconds")
-    with tempfile.TemporaryDirectory() as folder:
+    with doing("compiling the replicas' loop"), tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "loop.so")
         command = [compiler, *flags, str(SOURCES[0]), "-o", str(path)]
         try:

@@ -161,7 +161,12 @@ def _batches(config: Config, dataset: Dataset) -> Any:
     steps, seed = config.train.steps, config.train.seed
     plan = BatchPlan(len(dataset.train_x), config.num_replicas, config.train.batch_size, seed)
     joint = tf.data.Dataset.from_tensor_slices(plan.indices(0, steps).reshape(steps, -1))
-    return joint.map(lambda samples: (tf.gather(dataset.train_x, samples), tf.gather(dataset.train_y, samples)))
+
+    def gathered(samples: Any) -> Any:
+        return tf.gather(dataset.train_x, samples), tf.gather(dataset.train_y, samples)
+
+    # Else AutoGraph writes it to a temporary file, and takes that away at an exit that a run does not wait for.
+    return joint.map(tf.autograph.experimental.do_not_convert(gathered))
 
 
 def _predicted_apart(strategy: Any, model: Any, x: Floats) -> tuple[float, int]:
