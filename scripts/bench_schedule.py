@@ -126,7 +126,7 @@ class Split:
 
 def search(rounds: int) -> None:
     from trainer import explore
-    from trainer.run import explorer_of
+    from trainer.one_run import explorer_of
     from trainer.strategies import threads
 
     threads.prepare(2, 1)
@@ -200,12 +200,12 @@ def replaced(by: Callable[[str], Callable[..., None]]) -> Iterator[None]:
 
 def free_run(mode: str, steps: int, *, trace_steps: int = 0) -> float:
     """Microseconds a step."""
-    from trainer.run import UNWATCHED, _empty_record, _prepare
+    from trainer.one_run import UNWATCHED, _prepare, empty_record
     from trainer.strategies import threads
     from trainer.workloads.train import Training
 
     config = Config(update_mode=UpdateMode(mode), train=Train(steps=steps), audit=Audit(trace_steps=trace_steps))
-    training, record = Training(config), _empty_record(config)
+    training, record = Training(config), empty_record(config)
     _prepare(config, record, training)
     threads.train(config, training, record, UNWATCHED, Never())
     return record.duration_seconds / steps * 1e6

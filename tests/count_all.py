@@ -21,9 +21,9 @@ from trainer.audit.orders import Explored
 from trainer.audit.records import RunRecord
 from trainer.audit.verdict import Verdict
 from trainer.config import Config
+from trainer.one_run import UNWATCHED, empty_record, explorer_of
 from trainer.proofs import config_of
 from trainer.rules import validate
-from trainer.run import UNWATCHED, _empty_record, explorer_of
 from trainer.workloads.counter import workload
 
 
@@ -52,7 +52,7 @@ def searched(config: Config) -> tuple[Explored, dict[str, Any]]:
 
 def run(config: Config) -> tuple[RunRecord, dict[str, Any]]:
     """One free run."""
-    record = _empty_record(config)
+    record = empty_record(config)
     record.findings = workload.run(config, record, UNWATCHED, threading.Event())
     return record, told(judge(config, record, None, {}))
 

@@ -23,8 +23,8 @@ from trainer import faults
 from trainer.audit import copies
 from trainer.audit.judge import judge
 from trainer.config import OPTIONS, Audit, Config, Custom, Linear, Strategy, Train, UpdateMode
+from trainer.one_run import empty_record
 from trainer.rules import validate
-from trainer.run import _empty_record
 from trainer.strategies.hosting import RunBroken
 from trainer.updates.transactions import Compute, Locked
 
@@ -72,7 +72,7 @@ def config_of(strategy: str, case: dict[str, Any]) -> Config:
 def found(strategy: Any, config: Config) -> dict[str, Any]:
     from trainer.workloads.train import Training
 
-    training, record = Training(config), _empty_record(config)
+    training, record = Training(config), empty_record(config)
     record.layout, record.initial = training.layout, training.initial
     try:
         strategy.train(config, training, record, Nobody(), threading.Event())

@@ -29,7 +29,7 @@ from trainer.audit.judge import judge
 from trainer.audit.records import RunRecord
 from trainer.checkpoint.checkpoints import Checkpoints, TellAll, alone, digests
 from trainer.config import Checkpoint, Config
-from trainer.run import _empty_record
+from trainer.one_run import empty_record
 from trainer.state.settings import ASKED_BY, snapshot
 
 EVERY, STOPPED, STEPS = 5, 10, 14
@@ -130,7 +130,7 @@ class Case:
 
         train = dataclasses.replace(self.config.train, steps=steps)
         config = dataclasses.replace(self.config, train=train, **fields)
-        training, record = Training(config), _empty_record(config)
+        training, record = Training(config), empty_record(config)
         record.layout, record.initial = training.layout, training.initial
         record.settings_asked = {**self.asked(), **ASKED_BY[config.strategy.name], **training.settings_of_replicas}
         watcher, checkpoints = Warned(), None

@@ -24,8 +24,8 @@ from trainer.audit.judge import judge
 from trainer.audit.records import ReplicaRecord, RunRecord
 from trainer.audit.verdict import Error
 from trainer.config import OPTIONS, Config, PrecisionMode, State, Train, Watchdog
+from trainer.one_run import explorer_of
 from trainer.rules import validate
-from trainer.run import explorer_of
 from trainer.state.layout import EMPTY
 from trainer.strategies.hosting import RunBroken
 

@@ -24,9 +24,9 @@ import defects
 from trainer import explore
 from trainer.audit.judge import judge
 from trainer.explore import Broken
+from trainer.one_run import explorer_of
 from trainer.proofs import config_of
 from trainer.rules import validate
-from trainer.run import explorer_of
 from trainer.schedule.order import Order
 from trainer.schedule.search import Search
 from trainer.state.first_call import FIRST_CALLS

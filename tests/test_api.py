@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from command import ROOT, WAIT_SECONDS
 from report_factory import SAFE, UNSAFE, add_broken, add_run
 
+import trainer
 from trainer import api
 from trainer.api import RunVerdict, Sweep, read_verdict
 from trainer.audit.read import Unreadable
@@ -64,6 +66,11 @@ def test_importing_it_loads_nothing_that_a_run_needs(tmp_path: Path) -> None:
     )
     assert python(tmp_path, program).stdout == "0 [] trainer.api trainer.api\n"
     assert (ROOT / "trainer" / "py.typed").exists()
+
+
+def test_no_module_stands_in_a_functions_place() -> None:
+    assert {"run", "sweep"} <= set(trainer.__all__)
+    assert not {module.name for module in pkgutil.iter_modules(trainer.__path__)} & set(trainer.__all__)
 
 
 def test_a_verdict_is_read_back_as_it_was_written(tmp_path: Path) -> None:

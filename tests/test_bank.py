@@ -16,8 +16,8 @@ from trainer.audit.records import ReplicaRecord, RunRecord
 from trainer.audit.verdict import Anomaly
 from trainer.config import Bank, Config, Search, Train
 from trainer.experiments import experiments
+from trainer.one_run import UNWATCHED, explorer_of
 from trainer.rules import validate
-from trainer.run import UNWATCHED, explorer_of
 from trainer.state.layout import EMPTY
 from trainer.state.synchronized import Poisoned
 from trainer.strategies.hosting import RunBroken

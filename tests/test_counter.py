@@ -219,10 +219,10 @@ def test_a_run_that_is_stopped_ends_at_once() -> None:
     stop = threading.Event()
     config = counter("lock_free", "in_place", "train.steps=10000000")
     threading.Timer(0.3, stop.set).start()
-    from trainer.run import UNWATCHED, _empty_record
+    from trainer.one_run import UNWATCHED, empty_record
     from trainer.workloads.counter import workload
 
-    record = _empty_record(config)
+    record = empty_record(config)
     assert workload.run(config, record, UNWATCHED, stop) == {}
     assert 0 < record.steps_done < 10_000_000
 

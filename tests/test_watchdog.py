@@ -15,8 +15,8 @@ import pytest
 from command import Command, verdict
 
 from trainer.config import Config, Custom, Linear, Train, Watchdog
+from trainer.one_run import empty_record
 from trainer.pulse import Pulse
-from trainer.run import _empty_record
 from trainer.strategies.hosting import RunBroken
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")  # Keras' own
@@ -45,7 +45,7 @@ def train(mode: str, *, steps: int = 3, seconds: float = 0.5) -> RunBroken | Non
         train=Train(steps=steps, batch_size=4),
         watchdog=Watchdog(seconds),
     )
-    training, record = Training(config), _empty_record(config)
+    training, record = Training(config), empty_record(config)
     try:
         threads.train(config, training, record, Nobody(), threading.Event())
     except RunBroken as broken:

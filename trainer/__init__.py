@@ -12,8 +12,7 @@ __all__ = ["ConfigError", "RunVerdict", "Sweep", "TrainerError", "read_verdict",
 
 
 def __getattr__(name: str) -> Any:
-    # `trainer.run` and `trainer.sweep` are modules too, one of a run's own process and one of the command's. A program
-    # that imports neither sees these functions.
+    # No module may have one of these names: once imported, it would stand here in the function's place.
     if name not in __all__:
         raise AttributeError(f"module 'trainer' has no attribute {name!r}")
     from trainer import api

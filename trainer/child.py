@@ -49,7 +49,7 @@ def main() -> NoReturn:
     sys.path.append(os.getcwd())
     try:
         _check_packages()
-        from trainer.run import run
+        from trainer.one_run import run
 
         verdict = run(config, folder, command, stop)
         status = exit_status(verdict, config.fail_on) if verdict is not None else 0

@@ -63,7 +63,7 @@ def _run(arguments: list[str], caught: list[Interrupted]) -> int:
         INVOCATION.follower.end()
     if INVOCATION.sweep is not None:
         # Here, so that a command that makes no sweep does not wait for rich.
-        from trainer.sweep import end
+        from trainer.sweep_end import end
 
         status = end(INVOCATION.sweep, status)
     return status

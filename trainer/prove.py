@@ -117,8 +117,8 @@ class _Never:
 
 def _search(proof: Proof) -> dict[str, Any]:
     from trainer.audit.judge import judge
+    from trainer.one_run import explorer_of
     from trainer.rules import validate
-    from trainer.run import explorer_of
 
     config = proof.config
     validate(config)

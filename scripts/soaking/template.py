@@ -53,7 +53,7 @@ def main(kind: str) -> None:
 def prepare(kind: str) -> None:
     """Import all that a run of this kind may import, and compute nothing."""
     if kind == "command":
-        for name in ("trainer.__main__", "trainer.cli", "trainer.checks", "trainer.sweep", "trainer.usage"):
+        for name in ("trainer.__main__", "trainer.cli", "trainer.checks", "trainer.sweep_end", "trainer.usage"):
             importlib.import_module(name)
         return
     os.environ.update(KERAS_BACKEND=BACKENDS[kind], TF_CPP_MIN_LOG_LEVEL="3", OMP_NUM_THREADS="1")
@@ -63,7 +63,7 @@ def prepare(kind: str) -> None:
     with frameworks(Config()):
         importlib.import_module(f"trainer.strategies.{kind}")
         importlib.import_module(f"trainer.strategies.controlled_{kind}")
-        for name in ("trainer.child", "trainer.run", "trainer.workloads.train", "trainer.workloads.own_loop"):
+        for name in ("trainer.child", "trainer.one_run", "trainer.workloads.train", "trainer.workloads.own_loop"):
             importlib.import_module(name)
     # data=digits
     importlib.import_module("sklearn.datasets")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import _thread
 import ctypes
-import gc
 import os
-import sys
 import threading
 import time
 import traceback
@@ -18,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 
+from trainer.frames import frames
 from trainer.schedule.operations import Operation
 from trainer.schedule.order import DONE, Abandoned, Deadlock, Order
 from trainer.schedule.point import hosted
@@ -189,21 +188,6 @@ def _told(frame: FrameType | None) -> str:
         return "(its thread has ended)"
     found = [each for each in traceback.extract_stack(frame) if not any(part in each.filename for part in OWN_FILES)]
     return "".join(traceback.format_list(found)).rstrip()
-
-
-def frames() -> dict[int, FrameType]:
-    """The frame that each thread is in.
-
-    Without the garbage collector: CPython 3.11 runs it in there, under the lock on the list of threads, and for ever
-    where what it frees is a `threading.local`, which wants that lock.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return sys._current_frames()
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _core() -> int | None:

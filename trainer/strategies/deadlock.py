@@ -11,7 +11,8 @@ from threading import Thread
 from types import CodeType, FrameType
 from typing import Protocol
 
-from trainer.schedule.turnstile import OWN_FILES, frames, stacks
+from trainer.frames import frames
+from trainer.schedule.turnstile import OWN_FILES, stacks
 
 # Frames that are kept of where a lock was acquired, from the innermost out.
 FRAMES = 8

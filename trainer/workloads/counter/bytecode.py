@@ -20,6 +20,7 @@ from itertools import chain
 from types import CodeType
 from typing import NamedTuple
 
+from trainer.frames import collector_off
 from trainer.workloads.counter import on_tensorflow, on_torch
 from trainer.workloads.counter.shared import TOTAL, Operation
 
@@ -148,7 +149,9 @@ class Waits:
         One call that runs in C from its beginning to its end: after any other, threads could go on in between.
         """
         frames = chain.from_iterable(map(dict.values, map(operator.call, [sys._current_frames])))
-        for code, offset in list(map(operator.attrgetter("f_code", "f_lasti"), frames)):
+        with collector_off():
+            found = list(map(operator.attrgetter("f_code", "f_lasti"), frames))
+        for code, offset in found:
             if code in self._functions:
                 self.seen[code.co_name, offset] += 1
 

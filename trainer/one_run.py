@@ -64,7 +64,7 @@ def run(config: Config, folder: Path, command: str, stop: Stop) -> Verdict | Non
         return _take_part(config, folder, command, stop, place)
     started = time.monotonic()
     with Observer(config, folder) as observer:
-        came = _Came(_empty_record(config), folder)
+        came = _Came(empty_record(config), folder)
         _train(config, came, observer, stop)
         if stop.is_set():
             came.error = _stopped(came, stop.reason or "", place)
@@ -89,7 +89,7 @@ def _take_part(config: Config, folder: Path, command: str, stop: Stop, place: Pl
     Returns:
         Broken, and why; None where there is nothing to say.
     """
-    came = _Came(_empty_record(config), folder)
+    came = _Came(empty_record(config), folder)
     _train(config, came, UNWATCHED, stop)
     if stop.is_set():
         came.error = _stopped(came, stop.reason or "", place)
@@ -170,7 +170,7 @@ def _repeat(config: Config, came: _Came, watcher: Watcher, stop: Stop, strategy:
 
     for repetition in range(config.audit.repeat):
         training = Training(config)
-        own = _empty_record(config) if repetition else came.record
+        own = empty_record(config) if repetition else came.record
         _prepare(config, own, training)
         came.checkpoints = _checkpoints(config, came, training, watcher, strategy)
         strategy.train(config, training, own, UNWATCHED if repetition else watcher, stop, came.checkpoints)
@@ -243,7 +243,7 @@ def explorer_of(
         case = getattr(importlib.import_module(module), name)(config, training, UNWATCHED, stop)
 
     def new_record() -> RunRecord:
-        record = _empty_record(config)
+        record = empty_record(config)
         if training is not None:
             _prepare(config, record, training)
         return record
@@ -282,7 +282,8 @@ class _Unwatched:
 UNWATCHED = _Unwatched()
 
 
-def _empty_record(config: Config) -> RunRecord:
+def empty_record(config: Config) -> RunRecord:
+    """A record of a run of this configuration in which nothing has happened yet."""
     steps, num_replicas = config.train.steps, config.replicas_in_all
     trains = small(config) is None
     # A small workload's steps leave no rows.
