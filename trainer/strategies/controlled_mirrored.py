@@ -19,7 +19,8 @@ from trainer.schedule.order import Order
 from trainer.schedule.turn_table import TurnTable
 from trainer.strategies.hosting import StopFlag, Watcher, compare_settings, reference_steps, turned_on
 from trainer.strategies.in_replica import barrier, replica_id
-from trainer.strategies.mirrored import Mirrored, Outcome, outcome_of
+from trainer.strategies.mirrored import Mirrored
+from trainer.strategies.mirrored_calls import Outcome, outcome_of
 from trainer.updates.mirrored import ASSIGNMENTS
 from trainer.workloads.train import Training
 

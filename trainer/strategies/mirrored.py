@@ -1,8 +1,8 @@
 """`strategy=mirrored`: replicas of TensorFlow's MirroredStrategy, each with its own copy of one flat variable.
 
 MirroredStrategy runs replicas one at a time at the Python level, so each mode has one order only, unless a schedule has
-them take turns (`controlled_mirrored.py`); the captured graphs run side by side. Several steps are one call: the loop
-is in the graph, and each call ends where the host has something to do (an evaluation, a look at the clock).
+them take turns (`controlled_mirrored.py`); the captured graphs run side by side. Several steps are one call
+(`mirrored_calls.py`), and each call ends where the host has something to do (an evaluation, a look at the clock).
 
 What one device hands another costs a step more than a small operation does. So whatever a replica needs stands on its
 own device, its count of steps included, and only what is reduced and the loop's condition cross over.
@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -43,6 +43,7 @@ from trainer.strategies.hosting import (
     turned_on,
 )
 from trainer.strategies.in_replica import barrier, gradients_by_tape, point_in_copy, replica_id
+from trainer.strategies.mirrored_calls import Calls, Outcome, Place
 from trainer.strategies.reduction import DirectReduction
 from trainer.strategies.stall import stalls_end_the_run
 from trainer.strategies.traced_mirrored import calls_traced
@@ -62,44 +63,6 @@ COUNTS = ("read_version", "staleness", "position")
 NOTHING_NOTED = np.zeros((0, len(Noted._fields)), np.int64)
 SHARED = "shared"  # the flat variable's name
 Tensor = Any
-
-
-class Outcome(NamedTuple):
-    """One replica's results of a call.
-
-    Attributes:
-        rows: of all steps, each ending in `COUNTS`; with `audit=none` the losses alone: float32 [steps, row].
-        snapshots, contributions, totals: of the steps that were to be kept, in order: float32 [kept steps, read_size].
-        sums: with `audit=full`, of all steps' deltas and of the values' magnitudes: float64 [2, size].
-    """
-
-    rows: Floats
-    snapshots: Floats | None = None
-    contributions: Floats | None = None
-    totals: Floats | None = None
-    sums: NDArray[np.float64] | None = None
-
-
-class Place(NamedTuple):
-    """A replica's part in every step, on its own device: whose canaries it raises and which random numbers are its."""
-
-    template: Tensor
-    gaps: list[Tensor]
-    positions: Tensor
-
-
-class Carried(NamedTuple):
-    """What one replica carries from step to step, on its own device; the last two as far as the run is audited.
-
-    Attributes:
-        vectors: the last step's contribution and its total.
-        done: steps of this call: its own count, so that no other device has to tell it.
-    """
-
-    done: Tensor
-    rows: Any
-    vectors: tuple[Tensor, ...]
-    sums: tuple[Tensor, ...]
 
 
 def prepare(num_replicas: int, threads_per_replica: int) -> None:
@@ -198,9 +161,9 @@ class Mirrored:
         self.guard = self._guard()
         self.places = [self.place(own, own) for own in self.own_ids]
         self.captures = captures(config)
-        self.take_steps = self._take_steps_eagerly
-        if self.captures:
-            self.take_steps = tf.function(self._take_steps, autograph=False, input_signature=self._signature())
+        self.calls = Calls(
+            self.strategy, self.flat, training, self.replica_step, sums=self.full, captures=self.captures
+        )
         self.predict = tf.function(training.predict, autograph=False)
         self.after_the_run = AfterTheRun(self)
         self._make_ready()
@@ -256,18 +219,6 @@ class Mirrored:
                 [tf.constant(template[gap]) for gap in self.training.gaps],
                 tf.constant(self.training.positions(role)),
             )
-
-    def _signature(self) -> tuple[Any, ...]:
-        """Of `_take_steps`."""
-        size, gaps = self.layout.read_size, self.training.gaps
-        place = Place(
-            tf.TensorSpec([size]),
-            [tf.TensorSpec([len(range(*gap.indices(size)))]) for gap in gaps],
-            tf.TensorSpec([self.training.batch_size], tf.int32),
-        )
-        plan, number = tf.TensorSpec([None, self.training.batch_size], tf.int32), tf.TensorSpec([], tf.int32)
-        each = [(plan, number, place)] * len(self.own_ids)
-        return tf.TensorSpec([None, 2], tf.int32), number, *(list(part) for part in zip(*each, strict=True))
 
     def _make_ready(self) -> None:
         self.record.engine = "tf.function" if self.captures else "eager"
@@ -489,119 +440,6 @@ class Mirrored:
         self.generator.assign_add([0, 1])
         return tf.cast(tf.random.stateless_uniform(shape, seed, None, None, tf.uint32), tf.int64)
 
-    def _take_steps(
-        self,
-        blocks: Tensor,
-        num_kept: Tensor,
-        plans: Sequence[Tensor],
-        firsts: Sequence[Tensor],
-        places: Sequence[Place],
-    ) -> list[list[Tensor]]:
-        """The steps of a call, in one graph.
-
-        Args:
-            blocks: runs of steps, each by the number of steps that are done at its end, and by where what its only
-                step came to is kept; what is not to be kept goes to the place behind all others: int32 [blocks, 2].
-            plans: for each replica the samples of every step: int32 [steps, batch]; `firsts` its first step's number.
-
-        Returns:
-            Per replica what an `Outcome` has, the place for what is not kept included.
-        """
-
-        def steps(end: Tensor, carried: Sequence[Carried]) -> tuple[Carried, ...]:
-            (after,) = tf.while_loop(
-                lambda carried: carried[0].done < end,
-                lambda carried: (self._step(carried, plans, firsts, places),),
-                (tuple(carried),),
-                parallel_iterations=1,
-            )
-            return tuple(after)
-
-        carried = tuple(self._begun(own, plan) for own, plan in zip(self.own_ids, plans, strict=True))
-        if not self.training.audited:
-            carried = steps(tf.shape(plans[0])[0], carried)
-            return [[each.rows.stack()] for each in carried]
-
-        def body(block: Tensor, carried: Any, kept: Any) -> Any:
-            before = [self._snapshot(own) for own in self.own_ids]
-            carried = steps(blocks[block, 0], carried)
-            slot = blocks[block, 1]
-            found = [(snapshot, *each.vectors) for snapshot, each in zip(before, carried, strict=True)]
-            kept = tuple(
-                tuple(array.write(slot, vector) for array, vector in zip(*own, strict=True))
-                for own in zip(kept, found, strict=True)
-            )
-            return block + 1, carried, kept
-
-        size = self.layout.read_size
-        arrays = [tf.TensorArray(tf.float32, num_kept + 1, element_shape=[size]) for _ in range(3 * len(plans))]
-        kept = tuple(zip(arrays[::3], arrays[1::3], arrays[2::3], strict=True))
-        _, carried, kept = tf.while_loop(
-            lambda block, *_: block < tf.shape(blocks)[0], body, (tf.constant(0), carried, kept), parallel_iterations=1
-        )
-        return [
-            [each.rows.stack(), *(array.stack() for array in own), *each.sums]
-            for each, own in zip(carried, kept, strict=True)
-        ]
-
-    def _begun(self, own: int, plan: Tensor) -> Carried:
-        """What a replica carries into a call's first step."""
-        with tf.device(self.device(own)):
-            nothing = tf.zeros([self.layout.read_size])
-            vectors = (nothing, nothing) if self.training.audited else ()
-            sums = (tf.zeros([2, self.layout.size], tf.float64),) if self.full else ()
-            return Carried(tf.constant(0), tf.TensorArray(tf.float32, tf.shape(plan)[0]), vectors, sums)
-
-    def _step(
-        self, carried: Sequence[Carried], plans: Sequence[Tensor], firsts: Sequence[Tensor], places: Sequence[Place]
-    ) -> tuple[Carried, ...]:
-        """One step of all replicas."""
-        samples, steps = [], []
-        for device, each, plan, first in zip(self.devices, carried, plans, firsts, strict=True):
-            with tf.device(device):
-                samples.append(plan[each.done])
-                steps.append(first + each.done)
-        found = self._results(self.strategy.run(self.replica_step, args=(samples, steps, places)))
-        after = []
-        for device, each, (row, *vectors) in zip(self.devices, carried, found, strict=True):
-            with tf.device(device):
-                sums = tuple(total + added for total, added in zip(each.sums, vectors[3:], strict=True))
-                after.append(Carried(each.done + 1, each.rows.write(each.done, row), tuple(vectors[1:3]), sums))
-        return tuple(after)
-
-    def _results(self, outcome: Sequence[Any]) -> list[tuple[Tensor, ...]]:
-        """Per replica, what each of them returned."""
-        return list(zip(*(self.strategy.experimental_local_results(part) for part in outcome), strict=True))
-
-    def _snapshot(self, own: int) -> Tensor:
-        """What a replica reads now."""
-        copy = self.strategy.experimental_local_results(self.flat)[self.at(own)]
-        with tf.device(self.device(own)):
-            return copy.read_value()[: self.layout.read_size]
-
-    def _take_steps_eagerly(
-        self,
-        blocks: Tensor,
-        num_kept: Tensor,
-        plans: Sequence[Tensor],
-        firsts: Sequence[Tensor],
-        places: Sequence[Place],
-    ) -> list[list[Tensor]]:
-        """The same, operator by operator."""
-        taken = []
-        for done in range(len(plans[0])):
-            samples, steps = [plan[done] for plan in plans], [first + done for first in firsts]
-            taken.append(self._results(self.strategy.run(self.replica_step, args=(samples, steps, places))))
-        kept = [int(end) - 1 for end, slot in blocks.numpy() if slot < num_kept]
-        return [self._together([step[at] for step in taken], kept) for at in range(len(self.own_ids))]
-
-    def _together(self, taken: Sequence[tuple[Tensor, ...]], kept: Sequence[int]) -> list[Tensor]:
-        """One replica's steps of a call as `_take_steps` returns them."""
-        rows, *vectors = zip(*taken, strict=True)
-        nothing = tf.zeros([self.layout.read_size])
-        stacked = [tf.stack([*(vector[step] for step in kept), nothing]) for vector in vectors[:3]]
-        return [tf.stack(rows), *stacked, *(sum(sums) for sums in vectors[3:])]
-
     # What the host does.
 
     def make_first_call(self) -> None:
@@ -656,9 +494,7 @@ class Mirrored:
             with tf.device(device):
                 plans.append(tf.constant(plan[:, role]))
                 firsts.append(tf.constant(first))
-        blocks = tf.constant(_blocks(first, last, kept), tf.int32)
-        results = self.take_steps(blocks, tf.constant(len(kept)), plans, firsts, places)
-        return [outcome_of(len(kept), *(part.numpy() for part in own)) for own in results]
+        return self.calls(first, last, kept, plans, firsts, places)
 
     def copies(self) -> Floats:
         """All copies of the flat vector: float32 [num_replicas, layout.size]."""
@@ -718,28 +554,6 @@ class Mirrored:
         evaluation = evaluate(step, lambda x: self.predict(prefix, tf.constant(x)).numpy(), test.test_x, test.test_y)
         self.record.evaluations.append(evaluation)
         self.watcher.evaluated(evaluation)
-
-
-def outcome_of(num_kept: int, rows: Floats, *parts: Any) -> Outcome:
-    """One replica's results, from what its graph or its steps returned.
-
-    Args:
-        parts: snapshots, contributions and totals of at least the kept steps, and sums, as far as the run is audited.
-    """
-    return Outcome(rows, *(stacked[:num_kept] for stacked in parts[:3]), *parts[3:])
-
-
-def _blocks(first: int, last: int, kept: Sequence[int]) -> NDArray[np.int32]:
-    """The runs of steps that a call is made of, for `_take_steps`: each kept step is one of its own."""
-    blocks, done = [], 0
-    for slot, step in enumerate(kept):
-        if step - first > done:
-            blocks.append((step - first, len(kept)))
-        done = step - first + 1
-        blocks.append((done, slot))
-    if last - first > done:
-        blocks.append((last - first, len(kept)))
-    return np.array(blocks, np.int32).reshape(-1, 2)
 
 
 def _or_zero(total: NDArray[np.float64] | None) -> NDArray[np.float64] | float:

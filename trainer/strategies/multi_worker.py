@@ -29,7 +29,8 @@ from trainer.processes import Place, here, hosted
 from trainer.state.settings import Difference
 from trainer.strategies import mirrored
 from trainer.strategies.hosting import RunBroken, StopFlag, Watcher, turned_on
-from trainer.strategies.mirrored import Mirrored, Outcome
+from trainer.strategies.mirrored import Mirrored
+from trainer.strategies.mirrored_calls import Outcome
 from trainer.strategies.traced_mirrored import calls_traced
 from trainer.strategies.worker_devices import MultiWorkerMirroredStrategy
 from trainer.strategies.worker_exchange import Exchange
