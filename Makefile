@@ -14,7 +14,7 @@ train: $(READY)
 	@$(BIN)/python -m trainer $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python scripts/bench.py $(ARGS)

@@ -104,7 +104,7 @@ def test_bash_completes_what_the_entry_point_takes(command: Command) -> None:
     )
     assert done.stdout.splitlines() == [
         "update_mode=lock_free update_mode=locked",
-        "train.stall_seconds= train.steps=",
+        "train.steps=",
         "experiment=tour_3_threads_overwrite",
     ], done.stderr
     assert (ROOT / "pyproject.toml").read_text().count('trainer = "trainer.__main__:main"') == 1
