@@ -25,6 +25,7 @@ from trainer.samples import samples
 # What keeps a run short and small; else a whole number is drawn up to twice its default and eight.
 MOST = {
     "num_replicas": 8,
+    "strategy.num_processes": 3,
     "train.steps": 20,
     "train.seed": 2**31 - 1,
     "train.threads_per_replica": 2,

@@ -151,7 +151,7 @@ def _of_run(found: dict[str, Any], config: Config) -> Iterator[str]:
     told = found["run"]
     for name, value in {
         "strategy": config.strategy.name,
-        "num_replicas": config.num_replicas,
+        "num_replicas": config.replicas_in_all,
         "schedule": config.schedule.name,
         "audit": config.audit.name,
         "steps": config.train.steps,
