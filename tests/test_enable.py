@@ -97,6 +97,14 @@ def test_autocast_that_is_enabled_is_the_threads_own_and_keeps_no_casts() -> Non
     assert in_a_thread(holder.current) is None
 
 
+def test_autocast_that_nobody_enabled_is_left_as_it_is() -> None:
+    def replica() -> bool:
+        NativeAutocast().clear()
+        return torch.is_autocast_cache_enabled()
+
+    assert in_a_thread(replica)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("process_global", WRITE), ("locked_global", UPDATE), ("inherited", None)])
 def test_enabling_is_announced_as_such(name: str, kind: str | None) -> None:
     holder = PRECISION_HOLDERS[name]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,8 @@ NONSENSE = (
         "train.stëps=1",
     ),
 )
+# What Hydra takes commas inside of for one value.
+BRACKETED = re.compile(r"\[.*\]|\{.*\}|\(.*\)|'.*'|\".*\"")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def spoilt(draw: Draw, one: Drawn, other: Drawn, chance: random.Random) -> Spoil
         lambda: _nonsense(one, chance),
     )
     found = chance.choice(ways)()
-    if chance.random() < 0.1:
+    # Several runs are told of one by one.
+    if chance.random() < 0.1 and not any("," in BRACKETED.sub("", each) for each in found.arguments):
         return Spoilt(("-m", *found.arguments), f"{found.how}, in a sweep", False)
     return found
 

@@ -111,7 +111,8 @@ class NativeAutocast:
         return lambda function: function()
 
     def clear(self) -> None:
-        self.enable(None)
+        # No more than that: where nobody has enabled a mode, the cache is as it was.
+        torch.set_autocast_enabled("cpu", False)
 
 
 def _autocast(dtype: str) -> AbstractContextManager[None]:
