@@ -218,6 +218,14 @@ def started_by_a_cluster(command: Command, folder: Path, *arguments: str) -> lis
 
 
 @pytest.mark.slow
+def test_a_worker_may_be_the_only_one(command: Command) -> None:
+    done = command("strategy=multi_worker", "strategy.num_processes=1", "train.steps=20", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    found = verdict(command.folder / "run")
+    assert (found["verdict"], found["run"]["num_processes"], found["run"]["num_replicas"]) == ("upheld", 1, 2)
+
+
+@pytest.mark.slow
 def test_a_users_cluster_is_one_run_of_the_chiefs(command: Command, tmp_path: Path) -> None:
     chief, worker = started_by_a_cluster(command, tmp_path, "train.steps=20", "hydra.run.dir=run")
     outputs = [process.communicate(timeout=50) for process in (chief, worker)]

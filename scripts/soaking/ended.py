@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from soaking import verdicts
 from soaking.places import Place
 from trainer.audit.judge import claimed
+from trainer.audit.verdict import Verdict, exit_status
 from trainer.config import Config
 
 # What a run's process has beside its main thread: it waits for signals and for its parent's end.
@@ -66,6 +67,10 @@ def of_run(ended: Ended, place: Place, config: Config) -> Iterator[str]:
     found = verdicts.verdict(place.run)
     error = found.get("error") or {}
     kind, message = error.get("kind"), error.get("message")
+    if ended.how == "asked" and found and not error:
+        # It came to its end by itself, just then.
+        yield from verdicts.problems(place.run, config, exit_status(Verdict(found["verdict"], {}), config.fail_on))
+        return
     if ended.how == "asked":
         if (ended.status, kind) != (TERMINATED, "interrupted"):
             yield f"terminated, with status {ended.status} and error {error}"

@@ -12,7 +12,8 @@ import psutil
 
 # Of the samples, the share at either end that is compared: a process that has just begun has not all that it needs.
 SKIPPED, COMPARED = 0.25, 0.25
-MOST_DESCRIPTORS, MOST_THREADS = 2, 0
+MOST_DESCRIPTORS = 2
+MOST_THREADS = 1  # which watches over the run of the moment, if there is one
 MOST_BYTES = 24 * 2**20
 FEWEST_SAMPLES = 8
 

@@ -228,8 +228,8 @@ def _over_all(explored: Explored, name: str, replay: Callable[[str], str]) -> Fi
             Anomaly(
                 seen.kind,
                 explored.counts[label] or 1,
-                # Of a search that was interrupted no order may be counted yet.
-                explored.orders or explored.runs,
+                # Of a search that was interrupted no order may be counted yet, though one was run.
+                explored.orders or explored.runs or 1,
                 ", ".join(filter(None, [told if explored.orders > 1 else "", seen.where])),
                 witness,
                 replay(example.token),
