@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.audit.precision import ENOUGH, compute_dtypes
+from trainer.audit.precision import ENOUGH, compute_dtypes, gradient_codes
 from trainer.audit.records import DTYPES, code
 
 
@@ -36,3 +36,15 @@ def test_few_values_that_are_short_in_both_are_what_was_asked_for(num_values: in
     row = np.full((1, num_values), 1.5, np.float32)
     assert names(compute_dtypes(row, np.array([code("float16")]))) == [told]
     assert names(compute_dtypes(row, np.array([code("float32")]))) == ["bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "told"), [(0.0, "float16"), (1.0, "float16"), (2.0**15, "float16"), (3 * 2.0**15, "undetermined")]
+)
+def test_a_gradient_that_was_divided_by_a_scale_tells_its_dtype_if_that_is_a_power_of_two(
+    scale: float, told: str
+) -> None:
+    torch.manual_seed(0)
+    scaled = torch.randn(1, 64).half().float().numpy()
+    gradients = scaled / np.float32(scale) if scale else scaled
+    assert names(gradient_codes(gradients, np.array([scale], np.float32))) == [told]

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.audit.records import DTYPES, Floats, Reference, RunRecord
-from trainer.state.layout import Layout
 
 _LOW_BITS = {"bfloat16": np.uint32(0xFFFF), "float16": np.uint32(0x1FFF)}
 # A float16 is as short as a bfloat16 once in eight times: so many values have to be, before it is no accident.
@@ -39,14 +38,27 @@ def compute_dtypes(rows: Floats, asked: NDArray[np.int64] | None = None) -> NDAr
     return found
 
 
-def gradient_dtypes(layout: Layout, reference: Reference) -> dict[str, str]:
+def gradient_codes(gradients: Floats, scales: Floats, asked: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+    """As `compute_dtypes`, of gradients that were computed with a loss scale and divided by it.
+
+    Args:
+        scales: float32 [rows]; 0 where there was none.
+    """
+    found = compute_dtypes(gradients, asked)
+    # Divided by anything but a power of two, which unsafe writes make of a scale, they have other bits.
+    found[(scales != 0) & (np.abs(np.frexp(scales)[0]) != 0.5)] = DTYPES.index("undetermined")
+    return found
+
+
+def gradient_dtypes(record: RunRecord, reference: Reference) -> dict[str, str]:
     """The dtype that each kernel's gradient was computed in, by variable name.
 
     Only matrices and filters: biases are summed, and normalizations kept, in float32 under mixed precision too.
     """
+    scale = record.replicas[reference.replica_id].loss_scale[reference.step, :1]
     return {
-        segment.name: DTYPES[compute_dtypes(reference.contribution[segment.span][np.newaxis])[0]]
-        for segment in layout.of_kind("weight")
+        segment.name: DTYPES[gradient_codes(reference.contribution[segment.span][np.newaxis], scale)[0]]
+        for segment in record.layout.of_kind("weight")
         if len(segment.shape) > 1
     }
 
@@ -61,4 +73,4 @@ def precision_was_off(record: RunRecord, reference: Reference) -> bool:
         found = {int(replica.computed_in[reference.step]), int(replica.gradients_in[reference.step])}
         if found - {0, asked}:
             return True
-    return bool(set(gradient_dtypes(record.layout, reference).values()) - {"undetermined", reference.asked})
+    return bool(set(gradient_dtypes(record, reference).values()) - {"undetermined", reference.asked})

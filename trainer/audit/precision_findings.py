@@ -24,7 +24,7 @@ def computed_precision(record: RunRecord) -> tuple[Finding, list[PrecisionRow]]:
     kept = [
         (reference, name, dtype)
         for reference in record.references
-        for name, dtype in gradient_dtypes(record.layout, reference).items()
+        for name, dtype in gradient_dtypes(record, reference).items()
         if dtype != "undetermined" and reference.contribution.any() and not _mixed(record, reference)
     ]
     wrong_kept = [found for found in kept if found[2] != found[0].asked]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.audit.precision import compute_dtypes
+from trainer.audit.precision import compute_dtypes, gradient_codes
 from trainer.audit.records import DTYPES, FRACTURED, TORN_TENSOR, WHOLE, Floats, Noted, ReplicaRecord
 from trainer.audit.row import Row
 from trainer.state.layout import Layout
@@ -73,7 +73,7 @@ class Recorder:
         record.random_words[steps] = rows[:, row.random]
         record.loss_scale[steps] = rows[:, row.loss_scale]
         asked = noted[:, Noted._fields.index("asked")]
-        record.gradients_in[steps] = compute_dtypes(rows[:, row.gradients], asked)
+        record.gradients_in[steps] = gradient_codes(rows[:, row.gradients], rows[:, row.loss_scale.start], asked)
         computed = compute_dtypes(rows[:, row.logits], asked)
         record.computed_in[steps] = computed
         # Last: its total says how many rows have been read off.
