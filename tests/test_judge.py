@@ -356,6 +356,20 @@ def test_a_step_that_overflowed_applied_nothing_and_is_held_to_nothing() -> None
     assert verdict.verdict == "upheld"
 
 
+@pytest.mark.parametrize(("rounded", "status"), [(0.04, "violated"), (0.05, "upheld")])
+def test_a_joint_gradient_that_rounds_more_than_usual_allows_for_three_times_that(rounded: float, status: str) -> None:
+    config = config_of(precision=Precision("mixed_bfloat16"))
+    record = clean_record(config)
+    for reference in record.references:
+        reference.asked = "float32"  # as in the record, where nothing was off
+        reference.applied *= np.float32(1.13)
+        reference.joint_in_float32 = reference.joint * np.float32(1 + rounded)
+    verdict = judge(config, record, None, {})
+    assert statuses(verdict)["joint_gradient"] == status
+    told = next(each.evidence for each in verdict.guarantees if each.name == "joint_gradient")
+    assert f"tolerance 5e-02, or 3 times the joint gradient's own rounding, {rounded:.1e}" in told
+
+
 @pytest.mark.parametrize("mixed", [0, 1])
 def test_a_gradient_that_another_was_added_to_says_nothing_about_the_precision(mixed: int) -> None:
     record = clean_record(config_of())

@@ -27,6 +27,7 @@ class GradientRow:
         norms: replica -> L2 norm of its gradient.
         errors: replica -> L2 distance of what was applied from the joint batch's gradient at the replica's snapshot,
             relative to the latter's norm (see `VANISHED`); empty where no joint gradient was computed.
+        rounding: replica -> by how much the joint gradient in float32 is off the same way; where it was computed.
         multiples: replica -> the multiple of the joint gradient that comes nearest to what was applied, and how far
             off it is, relative to its norm; where a joint gradient was computed and is not zero.
     """
@@ -35,6 +36,7 @@ class GradientRow:
     cosine_min: float | None
     norms: dict[int, float] = field(default_factory=dict)
     errors: dict[int, float] = field(default_factory=dict)
+    rounding: dict[int, float] = field(default_factory=dict)
     multiples: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -47,6 +49,13 @@ def gradient_rows(record: RunRecord) -> list[GradientRow]:
     joints = [reference.joint for reference in record.references if reference.joint is not None]
     largest = max((_norm(gradient(layout, joint)) for joint in joints), default=0.0)
     return [_row(layout, step, by_step[step], largest) for step in sorted(by_step)]
+
+
+def joint_errors_above(record: RunRecord, tolerance: float) -> set[tuple[int, int]]:
+    """(step, replica) of what was applied and is further than that from the joint gradient, relative to it."""
+    return {
+        (row.step, own) for row in gradient_rows(record) for own, error in row.errors.items() if not error <= tolerance
+    }
 
 
 def cosines(record: RunRecord, step: int) -> dict[int, dict[int, float]]:
@@ -80,6 +89,8 @@ def _row(layout: Layout, step: int, references: Sequence[Reference], largest: fl
             scale = max(_norm(joint), VANISHED * largest)
             distance = _norm(applied - joint)
             row.errors[own] = distance / scale if scale else distance
+            if reference.joint_in_float32 is not None and scale:
+                row.rounding[own] = _norm(gradient(layout, reference.joint_in_float32) - joint) / scale
             if _norm(joint):
                 row.multiples[own] = _multiple(applied, joint)
     return row

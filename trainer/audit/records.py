@@ -160,6 +160,7 @@ class Reference:
         applied: what went to the optimizer: the contribution, or the mean over replicas.
         recomputed: the contribution computed again after the run by a neighbour from the same snapshot and batch.
         joint: the gradient of the joint batch at the snapshot; None where the model has none.
+        joint_in_float32: the same in float32, where a low precision left a doubt.
         batch: the number of the batch that was used.
         asked: the compute dtype that was asked for.
     """
@@ -171,6 +172,7 @@ class Reference:
     applied: Floats
     recomputed: Floats | None = None
     joint: Floats | None = None
+    joint_in_float32: Floats | None = None
     batch: int = 0
     asked: str = "float32"
 

@@ -50,6 +50,8 @@ def covers(what: Covers) -> str:
         case "only_order":
             return "the only order"
         case "all_orders":
+            if what.orders == 1:
+                return "the only order"
             return "all orders" if what.orders is None else f"all {what.orders:,} orders"
         case "bounded":
             orders = "" if what.orders is None else f"{what.orders:,} orders: "

@@ -31,7 +31,7 @@ class AfterTheRun:
         self._run = run
         self._joint_step = tf.function(self._take_joint_step, autograph=False)
         self._again: dict[int, tuple[Any, list[Floats]]] = {}
-        self._joint: dict[tuple[int, int], tuple[Any, Floats]] = {}
+        self._joint: dict[tuple[int, int, str], tuple[Any, Floats]] = {}
         # Synchronized normalization adds up over devices in their order, which a change of places would change. And
         # where replicas were asked for different things, or may have got them, the place decides what is computed.
         config = run.config
@@ -56,7 +56,9 @@ class AfterTheRun:
             modes = ", ".join(f"replica {own} {_mode(notes[-1])}" for own, notes in enumerate(run.noted))
             run.record.frozen = f"the graph keeps what was in force while it was traced ({modes})"
         if not run.training.draws or run.training.derived:  # else the numbers that the steps drew are gone
-            complete_references(run.record, recompute or self._in_the_neighbours_place(), self._joint_gradient)
+            complete_references(
+                run.config, run.record, recompute or self._in_the_neighbours_place(), self._joint_gradient
+            )
 
     def look_again(self) -> None:
         """Compare the settings that a replica's thread has after the last step: it runs its Python code once more."""
@@ -95,18 +97,20 @@ class AfterTheRun:
             self._again[step] = key, [result.contributions[0] for result in results if result.contributions is not None]
         return self._again[step][1]
 
-    def _joint_gradient(self, reference: Reference) -> Floats:
+    def _joint_gradient(self, reference: Reference, dtype: str) -> Floats:
         """The gradient of the batches that the training replicas used at the reference's step, taken as one."""
-        run, step, at = self._run, reference.step, (reference.step, reference.replica_id)
+        run, step, at = self._run, reference.step, (reference.step, reference.replica_id, dtype)
         samples = joint_samples(run.record, run.training, step)
         key = (samples.tobytes(), reference.snapshot.tobytes())
         if at not in self._joint or self._joint[at][0] != key:
             with turned_on(run.training):  # again, in case that a replica has turned it off
-                vector = self._joint_step(tf.constant(reference.snapshot), tf.constant(samples), tf.constant(step))
+                vector = self._joint_step(
+                    tf.constant(reference.snapshot), tf.constant(samples), tf.constant(step), dtype
+                )
             self._joint[at] = key, vector.numpy()
         return self._joint[at][1]
 
-    def _take_joint_step(self, prefix: Tensor, samples: Tensor, step: Tensor) -> Tensor:
+    def _take_joint_step(self, prefix: Tensor, samples: Tensor, step: Tensor, dtype: str) -> Tensor:
         run = self._run
         contribution, _ = run.training.step(
             gradients_by_tape,
@@ -117,7 +121,7 @@ class AfterTheRun:
             samples,
             step,
             tf.range(tf.size(samples)),
-            compute_dtype=run.training.asked[0],
+            compute_dtype=dtype,
         )
         return contribution
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.plan import BatchPlan
+from trainer.audit.findings import JOINT_TOLERANCE
+from trainer.audit.gradients import joint_errors_above
 from trainer.audit.orders import Explored
 from trainer.audit.records import Evaluation, Floats, Noted, Reference, RunRecord
 from trainer.audit.verdict import ErrorKind
@@ -85,18 +87,41 @@ def reference_steps(config: Config, layout: Layout) -> tuple[frozenset[int], int
 
 
 def complete_references(
-    record: RunRecord, recompute: Callable[[Reference], Floats], joint: Callable[[Reference], Floats]
+    config: Config,
+    record: RunRecord,
+    recompute: Callable[[Reference], Floats],
+    joint: Callable[[Reference, str], Floats],
 ) -> None:
     """After the run: compute each reference's gradient again, and the joint batch's gradient at its snapshot.
 
-    Under all-reduce the replicas of a step share one snapshot, and so one joint gradient.
+    Where that is not what was applied and the precision is a low one, how much of it is rounding.
+
+    Args:
+        joint: in a dtype, that which the reference was asked for or float32.
     """
-    last: tuple[int, Floats, Floats] | None = None
+    each_once = _Once(joint)
     for reference in record.references:
         reference.recomputed = recompute(reference)
+        reference.joint = each_once(reference, reference.asked)
+    doubted = joint_errors_above(record, JOINT_TOLERANCE[config.precision.name])
+    in_float32 = _Once(joint)
+    for reference in record.references:
+        if reference.asked != "float32" and (reference.step, reference.replica_id) in doubted:
+            reference.joint_in_float32 = in_float32(reference, "float32")
+
+
+class _Once:
+    """Under all-reduce the replicas of a step share one snapshot, and so one joint gradient."""
+
+    def __init__(self, joint: Callable[[Reference, str], Floats]) -> None:
+        self._joint = joint
+        self._last: tuple[int, Floats, Floats] | None = None
+
+    def __call__(self, reference: Reference, dtype: str) -> Floats:
+        last = self._last
         if last is None or last[0] != reference.step or not np.array_equal(last[1], reference.snapshot):
-            last = (reference.step, reference.snapshot, joint(reference))
-        reference.joint = last[2]
+            last = self._last = (reference.step, reference.snapshot, self._joint(reference, dtype))
+        return last[2]
 
 
 def turned_on(training: Training) -> AbstractContextManager[None]:

@@ -217,7 +217,7 @@ class ThreadHost(ABC):
         if self.training.audited:
             self._expect()
             with torch.no_grad():
-                complete_references(self.record, self._recompute, self._joint)
+                complete_references(self.config, self.record, self._recompute, self._joint)
 
     def evaluates_at(self, step: int) -> bool:
         every = self.config.train.evaluate_every
@@ -288,10 +288,8 @@ class ThreadHost(ABC):
             own, reference.snapshot, reference.step, samples, self.steps.positions(own), reference.asked
         )
 
-    def _joint(self, reference: Reference) -> Floats:
+    def _joint(self, reference: Reference, dtype: str) -> Floats:
         """The gradient of the batches that the training replicas used at the reference's step, taken as one."""
         samples = torch.from_numpy(joint_samples(self.record, self.training, reference.step)).to(torch.int64)
         positions = torch.arange(len(samples), dtype=torch.int32)
-        return self.steps.again(
-            reference.replica_id, reference.snapshot, reference.step, samples, positions, reference.asked
-        )
+        return self.steps.again(reference.replica_id, reference.snapshot, reference.step, samples, positions, dtype)

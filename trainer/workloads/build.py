@@ -77,8 +77,9 @@ def network(config: Config, samples: data.Dataset) -> Network:
 
 def _passed_dtypes(config: Config) -> Iterable[str]:
     """Every compute dtype that a call may be passed."""
-    first = [] if mechanism(config, "first_call") == "before_start" else ["float32"]
-    return dict.fromkeys([*asked_dtypes(config), *first])
+    # A first call computes in float32, and so does the audit where it asks how much of a difference is rounding.
+    more = ["float32"] if config.audit.name != "none" or mechanism(config, "first_call") != "before_start" else []
+    return dict.fromkeys([*asked_dtypes(config), *more])
 
 
 def _policy(dtype: str) -> keras.DTypePolicy:
