@@ -314,6 +314,18 @@ def test_a_spent_contribution_takes_no_memory_when_the_next_one_is_made(name: st
             assert (len(replica.contribution) == 0) == (in_place and not keeps)
 
 
+def test_autograd_does_not_take_a_write_beside_a_snapshot_for_one_in_it() -> None:
+    shared = Case("all_reduce", RULES["adam"]).shared
+    snapshot, counter = shared.replica(0, whole=False, in_place=True).snapshot, shared.layout.of_kind("counter")[0]
+    with torch.enable_grad():
+        loss = (snapshot.detach().requires_grad_() ** 2).sum()
+        with torch.no_grad():
+            shared.vector[counter.span] += 1
+        loss.backward()
+    shared.vector[0] = 7.0
+    assert snapshot[0] == 7.0  # no copy
+
+
 @pytest.mark.parametrize("name", [name for name in ALONE if name not in ("serialized", *UNPREPARED)])
 def test_a_rule_that_only_multiplies_is_applied_before_the_lock(name: str) -> None:
     case, held = Case(name, RULES["sgd"]), []

@@ -142,7 +142,9 @@ class SharedVector:
         # Views are made once: making one gives up the GIL, for which threads then queue.
         source = self.vector if whole else self.vector[: self.layout.read_size]
         reads = in_place and self.vector is self.plain and not self.layout.apart
-        snapshot = source if reads else source.clone()
+        # Not `source` itself: autograd counts writes by tensor, not by element, and the optimizer's counter, which no
+        # step reads, is raised in the same one while steps are under way.
+        snapshot = source.data if reads else source.clone()
         return Replica(
             replica_id,
             snapshot,
