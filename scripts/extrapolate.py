@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -33,13 +34,14 @@ from extrapolation import check, pieces, plot, tables  # noqa: E402
 from extrapolation.modes import MODES  # noqa: E402
 from extrapolation.network import ALGORITHMS, Network  # noqa: E402
 from extrapolation.pieces import BadRun, Calibration  # noqa: E402
-from extrapolation.predict import Prediction, predict  # noqa: E402
+from extrapolation.predict import Prediction, predict, switch_seconds  # noqa: E402
 from extrapolation.simulate import Setting  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 REPLICAS = [1, 2, 4, 8, 16, 64, 256, 1000, 10000]
 MOST = 10_000
-CALIBRATING = (("locked", 1), ("all_reduce", 2))  # the runs that are made where none is given
+# The runs that are made where none is given: two for the pieces, one for what it takes to change threads.
+CALIBRATING = (("locked", 1), ("all_reduce", 2), ("locked", 4 * len(os.sched_getaffinity(0))))
 INTERPRETED = ("torchscript", "inductor", "eager")  # engines whose loop holds the interpreter's lock
 INTERRUPTED = 130
 WIDTH = 160
@@ -99,7 +101,9 @@ def calibrated(asked: argparse.Namespace, runs: Path) -> Calibration:
         folders = []
         for mode, replicas in CALIBRATING:
             say(f"calibrating: update_mode={mode} num_replicas={replicas}")
-            folders.append(check.make(mode, replicas, runs / "calibrating", asked.overrides))
+            # As in runs with more replicas, which have no cores to spare.
+            each = ["train.threads_per_replica=1", *asked.overrides]
+            folders.append(check.make(mode, replicas, runs / "calibrating", each))
         asked.runs = folders
     found: list[pieces.Pieces] = []
     for path in asked.runs:
@@ -121,6 +125,11 @@ def tell(calibration: Calibration, asked: argparse.Namespace, runs: Path) -> Non
     (out / "calibration.json").write_text(json.dumps(pieces.as_json(calibration)), encoding="utf-8")
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     shown.show([tables.pieces(calibration)], console)
+    asked.switch_seconds = 0.0
+    asked.switch_seconds = switch_seconds(
+        calibration, lambda mode, replicas: setting(calibration, asked, mode, replicas)
+    )
+    console.print(f"It takes a core {1e6 * asked.switch_seconds:.0f} us to go over to another thread.")
     if asked.check:
         compared: list[check.Compared] = []
         for lines in checked(calibration, asked, runs):
@@ -165,6 +174,7 @@ def setting(
         cores_per_replica=asked.cores_per_replica or 1.0,
         has_gil=made_of.engine in INTERPRETED and not asked.without_gil,
         num_variables=asked.variables,
+        switch_seconds=asked.switch_seconds,
         updates=asked.updates,
         network=Network(asked.alpha_us * 1e-6, 8e-9 / asked.gbit, asked.gradient_mb * 1e6, asked.algorithm),
     )

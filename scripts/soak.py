@@ -40,7 +40,7 @@ from soaking.items import KINDS, Items, Row  # noqa: E402
 from soaking.places import EXAMPLES, Place  # noqa: E402
 
 # Shares of items, to which --share adds that of whole commands.
-SHARES = {"short": 50.0, "taken": 8.0, "refused": 36.0, "kill": 3.0, "sweep": 0.3}
+SHARES = {"short": 50.0, "taken": 8.0, "refused": 36.0, "kill": 4.0, "sweep": 0.3}
 SAID_SECONDS = 10.0
 # Groups whose options take longer than their defaults.
 SLOW = ("strategy", "schedule", "workload")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench_speed.processes import TimedOut, run
 
-from extrapolation.pieces import BadRun, Step, steps_of
+from extrapolation.pieces import BadRun, rate, steps_of
 from extrapolation.predict import Prediction
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -98,20 +98,12 @@ def measured(where: Path) -> Measured:
     return Measured(
         mode=run["update_mode"],
         replicas=run["num_replicas"],
-        micro_steps_per_second=_rate(steps),
+        micro_steps_per_second=rate(steps),
         lock_wait_us=1e6 * statistics.fmean(step.lock_wait for step in steps),
         staleness_mean=metrics["staleness_mean"],
         lost_percent=None if run["update_mode"] == "lock_free" else 100 * (1 - kept / expected),
         command=run["command"],
     )
-
-
-def _rate(steps: Sequence[Step]) -> float:
-    """Steps a second of all replicas, each over the time of its own."""
-    by_replica: dict[int, list[Step]] = {}
-    for step in steps:
-        by_replica.setdefault(step.replica, []).append(step)
-    return sum(len(own) / sum(step.wall for step in own) for own in by_replica.values())
 
 
 def compared(prediction: Prediction, found: Measured) -> list[Compared]:

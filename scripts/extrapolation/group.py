@@ -13,6 +13,7 @@ from extrapolation.pieces import Pieces
 from extrapolation.versions import START, Variable
 
 DRAWN = 4096  # values at a time
+PARTS = 3  # of the rest: one before a step, the others before its gradient
 
 
 class Draws:
@@ -94,17 +95,30 @@ class Replica:
     bases: list[int] = field(default_factory=list)
 
     def rest(self) -> Doing:
-        """The interpreter's part of a step, under its lock where it has one."""
+        """What comes before a step's first piece."""
+        yield from self._in_the_interpreter(self.group.draws.rest() / PARTS)
+
+    def _in_the_interpreter(self, seconds: float = 0.0) -> Doing:
+        """Python's part of something: under the interpreter's lock, which goes to those that wait for a core first."""
         group = self.group
         if group.gil is None:
-            yield from self.thread.run(group.draws.rest())
+            yield from self.thread.run(seconds)
             return
+        yield from self.thread.give_way()
         yield from group.gil.acquire(self.thread)
-        yield from self.thread.run(group.draws.rest())
+        yield from self.thread.run(seconds)
         group.gil.release()
 
+    def kernel(self, seconds: float) -> Doing:
+        """What runs without the interpreter's lock, and has to ask for it when it is done."""
+        yield from self.thread.run(seconds)
+        if self.group.gil is not None:
+            yield from self._in_the_interpreter()
+
     def compute(self) -> Doing:
-        yield from self.thread.run(self.group.draws.compute())
+        for _ in range(PARTS - 1):
+            yield from self.rest()
+        yield from self.kernel(self.group.draws.compute())
 
     def look(self) -> None:
         """Take down which version is there."""
@@ -112,10 +126,10 @@ class Replica:
 
     def read(self) -> Doing:
         self.look()
-        yield from self.thread.run(self.group.draws.read())
+        yield from self.kernel(self.group.draws.read())
 
     def write(self) -> Doing:
-        yield from self.thread.run(self.group.draws.write())
+        yield from self.kernel(self.group.draws.write())
 
     def commit(self) -> None:
         """Its update is in."""
@@ -146,11 +160,11 @@ class Replica:
         share = self.group.draws.read() / len(self.group.variables)
         self.bases = [START] * len(self.group.variables)
         for place, variable in enumerate(self.group.variables):
-            yield from self.thread.run(share)
+            yield from self.kernel(share)
             self.bases[place] = variable.now
 
     def write_in_turn(self) -> Doing:
         share = self.group.draws.write() / len(self.group.variables)
         for place, variable in enumerate(self.group.variables):
-            yield from self.thread.run(share)
+            yield from self.kernel(share)
             variable.write(self.own, self.bases[place])

@@ -1,8 +1,8 @@
 """Cores, the interpreter's lock, locks and barriers, over simpy's clock.
 
-A thread keeps its core until it blocks or its time slice is used up and another waits: then that one has its turn. A
-lock that is given back is free for whoever runs first; the first that waits is woken, and waits again if it comes too
-late. That is what the system's locks do: handed over, they would belong to threads that have no core.
+A thread keeps its core until it blocks, gives way, or its time slice is used up and another waits: then that one has
+its turn. A lock that is given back is free for whoever runs first; the first that waits is woken, and waits again if it
+comes too late. That is what the system's locks do: handed over, they would belong to threads that have no core.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ class Cores:
 
     Args:
         number: None for as many as there are threads.
+        switch_seconds: what a core takes to go over to a thread that has waited for it.
     """
 
-    def __init__(self, env: simpy.Environment, number: int | None, slice_seconds: float) -> None:
-        self.env, self.free, self.slice_seconds = env, number, slice_seconds
+    def __init__(
+        self, env: simpy.Environment, number: int | None, slice_seconds: float, switch_seconds: float = 0.0
+    ) -> None:
+        self.env, self.free, self.slice_seconds, self.switch_seconds = env, number, slice_seconds, switch_seconds
         self.waiting: deque[simpy.Event] = deque()
 
     def give_back(self) -> None:
@@ -68,6 +71,12 @@ class Thread:
             if seconds <= 0:
                 return
 
+    def give_way(self) -> Doing:
+        """Leave the core to those that wait for one, and come after them."""
+        if self.cores.waiting:
+            self.block()
+            yield from self.run(0.0)
+
     def block(self) -> None:
         """Leave the core to others."""
         if self._has_core:
@@ -83,6 +92,7 @@ class Thread:
             turn = self.env.event()
             cores.waiting.append(turn)
             yield turn
+            yield self.env.timeout(cores.switch_seconds)
         self.core_wait += self.env.now - since
         self._has_core, self._left = True, cores.slice_seconds
 
@@ -96,6 +106,8 @@ class Lock:
         self.waiting: deque[simpy.Event] = deque()
 
     def acquire(self, thread: Thread) -> Doing:
+        if thread.cores.free is not None:
+            yield from thread.run(0.0)
         while self.held:
             thread.block()
             woken = self.env.event()

@@ -84,14 +84,14 @@ def per_variable_lock(replica: Replica, between: Doing) -> Doing:
     share = group.draws.read() / len(group.locks)
     for lock in group.locks:
         yield from replica.acquire(lock.acquire(replica.thread))
-        yield from replica.thread.run(share)
+        yield from replica.kernel(share)
         lock.release()
     yield from replica.compute()
     replica.commit()  # as the trainer does: before the first variable is written
     share = group.draws.write() / len(group.locks)
     for lock in group.locks:
         yield from replica.acquire(lock.acquire(replica.thread))
-        yield from replica.thread.run(share)
+        yield from replica.kernel(share)
         lock.release()
 
 

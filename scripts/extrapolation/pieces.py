@@ -32,6 +32,7 @@ class Pieces:
         rest: batch, logging, and all that no span covers: the interpreter's part of a step.
         barrier: a barrier's own time, from the last replica's coming; empty where the mode has none.
         command: that made the run.
+        rate: micro-steps a second of all replicas while they were traced; 0 where that is not known.
     """
 
     mode: str
@@ -45,6 +46,12 @@ class Pieces:
     barrier: Seconds = ()
     source: str = "trace.json"
     command: str = ""
+    rate: float = 0.0
+
+    @property
+    def crowded(self) -> bool:
+        """Whether replicas had to wait for a core, which then is in every piece."""
+        return self.replicas > self.cores
 
     def mean(self, piece: str) -> float:
         values: Seconds = getattr(self, piece)
@@ -58,15 +65,20 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Runs of one model on one machine. Each mode is made of its own run's pieces, or else of the first one's."""
+    """Runs of one model on one machine. Each mode is made of its own run's pieces, or else of the first one's.
+
+    A run with more replicas than cores is none to take pieces from, if there is another: it tells what it takes a core
+    to go over from one thread to another.
+    """
 
     runs: tuple[Pieces, ...]
 
     def of(self, mode: str) -> Pieces:
-        found = next((run for run in self.runs if run.mode == mode), self.runs[0])
+        runs = [run for run in self.runs if not run.crowded] or self.runs
+        found = next((run for run in runs if run.mode == mode), runs[0])
         if found.barrier:
             return found
-        with_barrier = next((run for run in self.runs if run.barrier), None)
+        with_barrier = next((run for run in runs if run.barrier), None)
         if with_barrier is None:
             return found
         # A barrier's time is that of one replica of those that meet there: see `barrier_seconds`.
@@ -103,7 +115,15 @@ def read(folder: Path) -> Pieces:
     drawn_from: dict[str, Any] = {
         name: tuple(getattr(each, name) for each in steps) for name in ("read", "compute", "write", "rest")
     }
-    return replace(pieces, **drawn_from, barrier=_barriers(steps), source="trace.json")
+    return replace(pieces, **drawn_from, barrier=_barriers(steps), source="trace.json", rate=rate(steps))
+
+
+def rate(steps: Sequence[Step]) -> float:
+    """Steps a second of all replicas, each over the time of its own."""
+    by_replica: dict[int, list[Step]] = {}
+    for step in steps:
+        by_replica.setdefault(step.replica, []).append(step)
+    return sum(len(own) / sum(step.wall for step in own) for own in by_replica.values())
 
 
 def _json(path: Path, otherwise: str) -> dict[str, Any]:

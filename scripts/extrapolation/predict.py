@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
-from extrapolation.pieces import Pieces
+from extrapolation.pieces import Calibration, Pieces
 from extrapolation.simulate import Outcome, Setting, simulate
+
+MOST_SWITCH_SECONDS, SWITCH_TOLERANCE = 1e-3, 1e-6
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,25 @@ def predict(pieces: Pieces, setting: Setting, seeds: Sequence[int]) -> Predictio
         lost_percent=None if outcomes[0].lost_share is None else 100 * _median(outcomes, "lost_share"),
         again_percent=100 * _median(outcomes, "again_share"),
     )
+
+
+def switch_seconds(calibration: Calibration, setting: Callable[[str, int], Setting]) -> float:
+    """What it takes a core to go over to another thread, so that the run with more replicas than cores is as fast as it
+    was; 0 where there is none, or where it was faster than without.
+
+    Args:
+        setting: of a mode and a number of replicas.
+    """
+    crowded = next((run for run in calibration.runs if run.crowded and run.rate), None)
+    if crowded is None or all(run.crowded for run in calibration.runs):
+        return 0.0
+    pieces, one = calibration.of(crowded.mode), setting(crowded.mode, crowded.replicas)
+    low, high = 0.0, MOST_SWITCH_SECONDS
+    while high - low > SWITCH_TOLERANCE:
+        middle = (low + high) / 2
+        predicted = simulate(pieces, replace(one, switch_seconds=middle)).micro_steps_per_second
+        low, high = (middle, high) if predicted > crowded.rate else (low, middle)
+    return low
 
 
 def _median(outcomes: Sequence[Outcome], name: str) -> float:

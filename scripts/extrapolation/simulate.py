@@ -28,6 +28,7 @@ class Setting:
         local_steps: of each replica between two averages over processes.
         cores: of one machine, which all processes share; None for `cores_per_replica`.
         slice_seconds: how long a thread keeps a core that others wait for.
+        switch_seconds: what a core takes to go over to a thread that has waited for it.
         updates: that are looked at, at least.
     """
 
@@ -40,6 +41,7 @@ class Setting:
     has_gil: bool = False
     num_variables: int = 4
     slice_seconds: float = 3e-3
+    switch_seconds: float = 0.0
     updates: int = 4000
     network: Network = NETWORK
 
@@ -93,7 +95,7 @@ class Simulation:
         order = random.Random(seed).sample(range(setting.replicas), setting.replicas)
         self.starts = iter([step_seconds * place / setting.replicas for place in order])
         draws = Draws(pieces, seed)
-        machine = Cores(self.env, setting.cores, setting.slice_seconds) if setting.cores is not None else None
+        machine = self._machine(setting.cores) if setting.cores is not None else None
         self.groups = [
             Group(
                 self.env,
@@ -117,7 +119,10 @@ class Simulation:
 
     def _cores(self, size: int) -> Cores:
         number = max(1, round(size * self.setting.cores_per_replica))
-        return Cores(self.env, number if number < size else None, self.setting.slice_seconds)
+        return self._machine(number if number < size else None)
+
+    def _machine(self, number: int | None) -> Cores:
+        return Cores(self.env, number, self.setting.slice_seconds, self.setting.switch_seconds)
 
     def _replica(self, replica: Replica) -> Doing:
         setting, step = self.setting, MODES[self.setting.mode]
