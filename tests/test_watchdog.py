@@ -46,6 +46,7 @@ def train(mode: str, *, steps: int = 3, seconds: float = 0.5) -> RunBroken | Non
         watchdog=Watchdog(seconds),
     )
     training, record = Training(config), empty_record(config)
+    record.layout, record.initial = training.layout, training.initial
     try:
         threads.train(config, training, record, Nobody(), threading.Event())
     except RunBroken as broken:
