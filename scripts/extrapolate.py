@@ -1,6 +1,6 @@
 """Speed, lock waiting, staleness and lost updates of 1 to 10,000 replicas, predicted from a run's own profile.
 
-    python scripts/extrapolate.py                               makes two short runs, and predicts from them
+    python scripts/extrapolate.py                               makes four short runs, and predicts from them
     python scripts/extrapolate.py RUN_FOLDER...                 from these, made with audit=profile
     python scripts/extrapolate.py RUN_FOLDER --modes locked,overwrite --replicas 1,10,100,1000 --cores-per-replica 1
     python scripts/extrapolate.py RUN_FOLDER --group-sizes 0,8 --local-steps 10 --cores-per-replica 1
@@ -40,8 +40,9 @@ from rich.console import Console  # noqa: E402
 
 REPLICAS = [1, 2, 4, 8, 16, 64, 256, 1000, 10000]
 MOST = 10_000
-# The runs that are made where none is given: two for the pieces, one for what it takes to change threads.
-CALIBRATING = (("locked", 1), ("all_reduce", 2), ("locked", 4 * len(os.sched_getaffinity(0))))
+CORES = len(os.sched_getaffinity(0))
+# The runs that are made where none is given: one replica alone, one on each core, and so many that cores change hands.
+CALIBRATING = (("locked", 1), ("locked", CORES), ("all_reduce", max(2, CORES)), ("locked", 4 * CORES))
 INTERPRETED = ("torchscript", "inductor", "eager")  # engines whose loop holds the interpreter's lock
 INTERRUPTED = 130
 WIDTH = 160
@@ -92,14 +93,14 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def calibrated(asked: argparse.Namespace, runs: Path) -> Calibration:
-    """What the given runs say, or two that are made for it.
+    """What the given runs say, or those that are made for it.
 
     Raises:
         BadRun: a folder says nothing, or a run did not come to its end.
     """
     if not asked.runs:
         folders = []
-        for mode, replicas in CALIBRATING:
+        for mode, replicas in dict.fromkeys(CALIBRATING):
             say(f"calibrating: update_mode={mode} num_replicas={replicas}")
             # As in runs with more replicas, which have no cores to spare.
             each = ["train.threads_per_replica=1", *asked.overrides]
@@ -155,7 +156,7 @@ def predictions(calibration: Calibration, asked: argparse.Namespace) -> list[Pre
             for replicas in asked.replicas:
                 if group_size < max(replicas, 1) or not group_size:
                     one = setting(calibration, asked, mode, replicas, group_size)
-                    found.append(predict(calibration.of(mode), one, range(asked.seeds)))
+                    found.append(predict(calibration.of(mode, replicas), one, range(asked.seeds)))
                     say(f"{mode} {one.layout} {replicas:,}: {found[-1].micro_steps_per_second:,.0f} micro-steps/s")
     return found
 
@@ -163,7 +164,7 @@ def predictions(calibration: Calibration, asked: argparse.Namespace) -> list[Pre
 def setting(
     calibration: Calibration, asked: argparse.Namespace, mode: str, replicas: int, group_size: int = 0
 ) -> Setting:
-    made_of = calibration.of(mode)
+    made_of = calibration.of(mode, replicas)
     one_machine = asked.cores_per_replica is None and not group_size
     return Setting(
         mode,
@@ -193,7 +194,7 @@ def checked(calibration: Calibration, asked: argparse.Namespace, runs: Path) -> 
                 continue
             # As many micro-steps as the run took: what is lost depends on how many there were.
             one = replace(setting(calibration, asked, mode, replicas), updates=check.MICRO_STEPS)
-            yield check.compared(predict(calibration.of(mode), one, range(asked.seeds)), real)
+            yield check.compared(predict(calibration.of(mode, replicas), one, range(asked.seeds)), real)
 
 
 def say(line: str) -> None:

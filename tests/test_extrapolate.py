@@ -161,7 +161,7 @@ def test_a_run_with_more_replicas_than_cores_tells_what_it_takes_to_change_threa
     rate = simulate(alone, dataclasses.replace(setting("locked", 8), switch_seconds=30e-6)).micro_steps_per_second
     crowd = dataclasses.replace(alone, replicas=8, compute=(1.0,), rate=rate)
     both = Calibration((crowd, alone))
-    assert both.of("locked") is alone
+    assert both.of("locked", 8) is alone
     assert switch_seconds(both, setting) == pytest.approx(30e-6, abs=5e-6)
     assert switch_seconds(Calibration((alone,)), setting) == 0
     faster = dataclasses.replace(crowd, rate=1e9)
@@ -181,7 +181,7 @@ def test_processes_meet_after_their_local_steps_for_as_long_as_the_network_takes
 
 
 def test_the_same_seed_has_the_same_numbers_and_another_one_others() -> None:
-    made_of = extrapolate.read_file(MEASURED).of("locked")
+    made_of = extrapolate.read_file(MEASURED).of("locked", 6)
     setting = Setting("locked", 6, cores=2, has_gil=True, updates=500)
     assert simulate(made_of, setting, 1) == simulate(made_of, setting, 1)
     assert simulate(made_of, setting, 1) != simulate(made_of, setting, 2)
@@ -237,13 +237,18 @@ def test_a_barriers_own_time_is_the_last_ones_wait() -> None:
     assert pieces._barriers(pieces.steps_of({"traceEvents": events})) == (pytest.approx(4e-6),)
 
 
-def test_a_mode_is_made_of_its_own_runs_pieces_or_the_first_ones() -> None:
-    other = dataclasses.replace(FIXED, mode="all_reduce", replicas=2, cores=2, barrier=(0.5,))
-    without = dataclasses.replace(FIXED, barrier=())
-    both = Calibration((without, other))
-    assert both.of("all_reduce") is other
+def test_a_mode_is_made_of_its_own_runs_pieces_or_of_those_of_one_without_a_barrier() -> None:
+    joint = dataclasses.replace(FIXED, mode="all_reduce", replicas=2, cores=2, barrier=(0.5,))
+    alone = dataclasses.replace(FIXED, barrier=())
+    each = dataclasses.replace(alone, replicas=2, cores=2, compute=(1.0,))
+    assert Calibration((alone, joint)).of("all_reduce", 2) is joint
     # A barrier of two takes 0.5 s: one replica's part of it is half of that.
-    assert both.of("overwrite") == dataclasses.replace(without, barrier=(0.25,))
+    assert Calibration((alone, joint)).of("overwrite", 8) == dataclasses.replace(alone, barrier=(0.25,))
+    every = Calibration((alone, each, joint))
+    assert every.of("all_reduce", 1) == dataclasses.replace(alone, barrier=(0.25,))
+    assert every.of("overwrite", 1) == dataclasses.replace(alone, barrier=(0.25,))
+    assert every.of("overwrite", 2) == dataclasses.replace(each, barrier=(0.5,))
+    assert Calibration((joint,)).of("overwrite", 1) is joint
 
 
 def test_a_check_makes_the_calibrating_run_again_in_other_modes() -> None:

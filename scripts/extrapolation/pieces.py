@@ -65,7 +65,7 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Runs of one model on one machine. Each mode is made of its own run's pieces, or else of the first one's.
+    """Runs of one model on one machine.
 
     A run with more replicas than cores is none to take pieces from, if there is another: it tells what it takes a core
     to go over from one thread to another.
@@ -73,12 +73,19 @@ class Calibration:
 
     runs: tuple[Pieces, ...]
 
-    def of(self, mode: str) -> Pieces:
-        runs = [run for run in self.runs if not run.crowded] or self.runs
-        found = next((run for run in runs if run.mode == mode), runs[0])
+    def of(self, mode: str, replicas: int) -> Pieces:
+        """Pieces for so many replicas in a mode.
+
+        Of the runs with no more replicas: the mode's own, or else those without a barrier; of these the one with most,
+        since what replicas on other cores cost each other is in its pieces.
+        """
+        runs = [run for run in self.runs if not run.crowded] or list(self.runs)
+        few = [run for run in runs if run.replicas <= replicas] or runs
+        own = [run for run in few if run.mode == mode] or [run for run in few if not run.barrier] or few
+        found = max(own, key=lambda run: run.replicas)
         if found.barrier:
             return found
-        with_barrier = next((run for run in runs if run.barrier), None)
+        with_barrier = next((run for run in (*runs, *self.runs) if run.barrier), None)
         if with_barrier is None:
             return found
         # A barrier's time is that of one replica of those that meet there: see `barrier_seconds`.

@@ -69,7 +69,7 @@ def switch_seconds(calibration: Calibration, setting: Callable[[str, int], Setti
     crowded = next((run for run in calibration.runs if run.crowded and run.rate), None)
     if crowded is None or all(run.crowded for run in calibration.runs):
         return 0.0
-    pieces, one = calibration.of(crowded.mode), setting(crowded.mode, crowded.replicas)
+    pieces, one = calibration.of(crowded.mode, crowded.replicas), setting(crowded.mode, crowded.replicas)
     low, high = 0.0, MOST_SWITCH_SECONDS
     while high - low > SWITCH_TOLERANCE:
         middle = (low + high) / 2
