@@ -226,6 +226,20 @@ def test_a_worker_may_be_the_only_one(command: Command) -> None:
 
 
 @pytest.mark.slow
+def test_a_model_without_statistics_has_none_to_reduce(command: Command) -> None:
+    done = command(
+        "strategy=multi_worker",
+        "num_replicas=1",
+        "model=linear",
+        "state.batch_statistics=reduced",
+        "train.steps=2",
+        "hydra.run.dir=run",
+    )
+    assert done.returncode == 0, done.stderr
+    assert verdict(command.folder / "run")["verdict"] == "upheld"
+
+
+@pytest.mark.slow
 def test_a_users_cluster_is_one_run_of_the_chiefs(command: Command, tmp_path: Path) -> None:
     chief, worker = started_by_a_cluster(command, tmp_path, "train.steps=20", "hydra.run.dir=run")
     outputs = [process.communicate(timeout=50) for process in (chief, worker)]

@@ -23,6 +23,7 @@ from report_factory import (
     seen,
 )
 
+from trainer.audit.read import read
 from trainer.audit.records import Reference, RunRecord
 from trainer.audit.verdict import Error, Verdict
 from trainer.report import board, cosines, elements, grid, kept_updates, tensorboard
@@ -233,13 +234,24 @@ def test_broken_runs_are_told_of_too(tmp_path: Path) -> None:
     add_run(tmp_path, 0, SAFE)
     add_run(tmp_path, 1, UNSAFE, kept=30, anomalies=[seen("torn_tensor", 3, 90)])
     add_broken(tmp_path, 2, "crash", "RuntimeError: no")
-    runs = sorted(path.parent for path in tmp_path.glob("*/verdict.json"))
-    said = board.told({run.name: board.read(run / "verdict.json") for run in runs})
+    names = sorted(path.parent.name for path in tmp_path.glob("*/verdict.json"))
+    said = board.told({name: read(tmp_path / name) for name in names})
     assert said.startswith("**2 of 3 runs were hurt.**")
     assert "crash: RuntimeError: no" in said
     assert "- witness: somewhere" in said
-    board.write(tmp_path, runs)
-    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+
+
+def test_a_page_takes_the_place_of_the_one_before_and_counts_runs_without_a_verdict(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, SAFE)
+    board.write(tmp_path, ["0_threads_locked_2"])
+    (older,) = tmp_path.glob("events.out.tfevents.*")
+    others = tmp_path / "events.out.tfevents.1.host"
+    others.touch()
+    board.write(tmp_path, ["0_threads_locked_2", "1_under_way"])
+    assert not older.exists()
+    assert others.exists()
+    (newer,) = tmp_path.glob(f"events.out.tfevents.*{board.SUFFIX}")
+    assert b"Of 1 more there is no verdict to read." in newer.read_bytes()
 
 
 def test_a_run_that_was_refused_is_not_hurt() -> None:

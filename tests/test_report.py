@@ -54,6 +54,9 @@ def test_a_sweeps_files_are_made_again_in_its_folder(command: Command, here: Pat
     before = (here / "all/one/sweep.csv").read_bytes()
     assert command("report", "all/one").stdout == done.stdout
     assert (here / "all/one/sweep.csv").read_bytes() == before
+    # What TensorBoard shows first.
+    (page,) = (here / "all/one").glob("events.out.tfevents.*")
+    assert b"1 of 2 runs were hurt" in page.read_bytes()
 
 
 def test_runs_are_found_however_deep_they_lie(command: Command, here: Path) -> None:
@@ -70,6 +73,7 @@ def test_runs_are_found_however_deep_they_lie(command: Command, here: Path) -> N
 def test_one_run_is_a_table_of_one(command: Command, here: Path) -> None:
     assert command("report", "all/two/0_threads_locked_4").returncode == 0
     assert folders(here / "all/two/0_threads_locked_4/sweep.csv") == ["."]
+    assert not list((here / "all/two/0_threads_locked_4").glob("events.out.tfevents.*"))
 
 
 def test_the_files_of_several_folders_go_to_the_working_directory(command: Command, here: Path) -> None:
@@ -87,6 +91,7 @@ def test_the_files_of_several_folders_go_to_the_working_directory(command: Comma
         "all/one/1_threads_overwrite_2",
     ]
     assert not list((here / "all").rglob("sweep.*"))
+    assert not list(here.rglob("events.out.tfevents.*"))
 
 
 def test_a_folder_and_one_below_it_are_one(command: Command, here: Path) -> None:
@@ -102,6 +107,7 @@ def test_output_says_where_the_files_go(command: Command, here: Path) -> None:
     assert sorted(done.stdout.splitlines()[-4:-1]) == [f"new/place/{name}" for name in names]
     assert sorted(path.name for path in (here / "new/place").iterdir()) == names
     assert not list((here / "all").rglob("sweep.*"))
+    assert not list(here.rglob("events.out.tfevents.*"))
 
 
 def test_test_results_are_written_where_they_are_asked_for(command: Command, here: Path) -> None:

@@ -732,7 +732,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     for mode, name in NAMES.items():
         report_run(folder / name, mode)
-    board.write(folder, [folder / name for name in NAMES.values()])
+    board.write(folder, list(NAMES.values()))
     return folder
 
 

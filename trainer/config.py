@@ -401,7 +401,7 @@ class Train:
     # What a gradient that is not finite does: continue (it is applied, as frameworks do), skip (its update is, by every
     # replica alike) or stop (the run is broken, and says whose gradient of which variable at which step).
     on_nonfinite: str = "continue"
-    # Seconds after which the run is ended however it fares; 0 never.
+    # Seconds after which the run is ended however it fares, at most 1e8; 0 never.
     timeout_seconds: float = 0.0
 
     @property
@@ -422,8 +422,8 @@ class Checkpoint:
 
 @dataclass
 class Watchdog:
-    # Seconds without a finished step after which the run is ended as deadlocked; above 0. A process that shows no sign
-    # of life for that long and ten seconds more is ended by the one that started it.
+    # Seconds without a finished step after which the run is ended as deadlocked; above 0, at most 1e8. A process that
+    # shows no sign of life for that long and ten seconds more is ended by the one that started it.
     seconds: float = 120.0
 
 

@@ -39,6 +39,7 @@ from trainer.workloads.small import EVERYBODYS, MAX_REPLICAS, SmallWorkload, hee
 from trainer.workloads.small import check as check_small
 
 MAX_PROCESSES = 64
+LONGEST_SECONDS = 1e8  # three years; a system's calls take not much more
 NORMALIZATIONS = ("none", "batch", "sync_batch", "group")
 PRESETS = ("safe", "naive")
 ENABLED_IN = ("main", "replica")
@@ -103,10 +104,16 @@ def _validate_ranges(config: Config) -> None:
         raise ConfigError(f"strategy.num_processes must be between 1 and {MAX_PROCESSES}; got {config.num_processes}.")
     for key in ("steps", "batch_size", "log_every"):
         _at_least(f"train.{key}", getattr(train, key), 1)
-    for key in ("evaluate_every", "threads_per_replica", "timeout_seconds"):
+    for key in ("evaluate_every", "threads_per_replica"):
         _at_least(f"train.{key}", getattr(train, key), 0)
-    if not config.watchdog.seconds > 0:
-        raise ConfigError(f"watchdog.seconds must be above 0; got {config.watchdog.seconds:g}.")
+    if not 0 <= train.timeout_seconds <= LONGEST_SECONDS:
+        raise ConfigError(
+            f"train.timeout_seconds must be between 0 and {LONGEST_SECONDS:g}; got {train.timeout_seconds:g}."
+        )
+    if not 0 < config.watchdog.seconds <= LONGEST_SECONDS:
+        raise ConfigError(
+            f"watchdog.seconds must be above 0 and at most {LONGEST_SECONDS:g}; got {config.watchdog.seconds:g}."
+        )
     if not 0 <= train.seed < 2**31:
         raise ConfigError(f"train.seed must be between 0 and 2147483647; got {train.seed}.")
     if train.steps >= 2**24:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +30,6 @@ def end(folder: Path, status: int) -> int:
         for run in runs:
             _settle(run, status)
     write(folder, standard_output())
-    _glance(folder, runs)
     statuses = [status_of(run, str(_composed(run).fail_on)) for run in runs]
     if status or not statuses:
         return status
@@ -52,24 +50,6 @@ def _ended(folder: Path, runs: list[Path]) -> list[Path]:
             f"`python -m trainer report {folder}` sums up what there is."
         )
     return ended
-
-
-def _glance(folder: Path, runs: list[Path]) -> None:
-    """Leave in the sweep's folder what TensorBoard shows first."""
-    # Here, so that a sweep does not wait for protobufs before its first run.
-    from trainer.report import board
-
-    try:
-        board.write(folder, sorted(runs, key=_job))
-    except Exception as problem:
-        # The runs are done: nothing that goes wrong in drawing them may change what the sweep came to.
-        said = " ".join(f"{type(problem).__name__}: {problem}".split())
-        complain(f"TensorBoard's first page of {folder} is not there: {said}.")
-
-
-def _job(run: Path) -> tuple[int, str]:
-    number = re.match(r"\d+", run.name)
-    return int(number[0]) if number else 0, run.name
 
 
 def _settle(run: Path, status: int) -> None:

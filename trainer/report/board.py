@@ -6,19 +6,20 @@ picture, the same in words with every witness, and the table of update modes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainer.audit.guarantees import GUARANTEES
-from trainer.audit.verdict import FILE_NAME, WORDS, Anomaly, Covers, Error, Guarantee, PrecisionRow, Verdict
+from trainer.audit.read import Unreadable, read
+from trainer.audit.verdict import WORDS, Verdict
 from trainer.report import grid, markdown, words
 from trainer.report.events import EventFile
 from trainer.report.grid import Cell, Grid
 from trainer.report.tags import DESCRIPTIONS
 
+SUFFIX = ".at_a_glance"
 # A picture of more runs would be too high to be looked at: then the worst are drawn.
 MOST_RUNS = 40
 # Runs that are told of with their witnesses.
@@ -98,37 +99,30 @@ MEASURES = (
 )
 
 
-def write(folder: Path, runs: Sequence[Path]) -> None:
-    """Write the sweep's event file.
+def write(folder: Path, names: Sequence[str]) -> None:
+    """Write the sweep's event file, in place of an older one.
 
     Args:
-        runs: their folders, below the sweep's, in their order; each has a verdict.
+        names: the runs' folders, below the sweep's, in their order; one whose verdict cannot be read is counted only.
 
     Raises:
         OSError: it cannot be written.
     """
-    verdicts = {str(run.relative_to(folder)): read(run / FILE_NAME) for run in runs}
+    verdicts = {}
+    for name in names:
+        with suppress(Unreadable):
+            verdicts[name] = read(folder / name)
     if not verdicts:
         return
-    file = EventFile(folder, DESCRIPTIONS)
-    file.images(0, {"at_a_glance/runs": grid.png(picture(verdicts))})
-    file.text(0, "at_a_glance/runs_in_words", told(verdicts))
+    drawn, said = grid.png(picture(verdicts)), told(verdicts, len(names) - len(verdicts))
+    file = EventFile(folder, DESCRIPTIONS, SUFFIX)
+    file.images(0, {"at_a_glance/runs": drawn})
+    file.text(0, "at_a_glance/runs_in_words", said)
     file.text(0, "at_a_glance/update_modes", markdown.modes())
     file.close()
-
-
-def read(path: Path) -> Verdict:
-    """A verdict as it was saved, as far as it is told of here."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return Verdict(
-        found["verdict"],
-        found["run"],
-        Error(**found["error"]) if found["error"] else None,
-        [Guarantee(**{**each, "covers": Covers(**each["covers"])}) for each in found["guarantees"]],
-        [Anomaly(**each) for each in found["anomalies"]],
-        [PrecisionRow(**each) for each in found["precision"]],
-        found["metrics"],
-    )
+    for older in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+        if older != file.path:
+            older.unlink(missing_ok=True)
 
 
 def hurt(what: Verdict) -> bool:
@@ -177,8 +171,12 @@ def _verdict(what: Verdict) -> Cell:
     return Cell(_word(what), COLOURS.get(_word(what), grid.PAPER))
 
 
-def told(verdicts: Mapping[str, Verdict]) -> str:
-    """Which runs were hurt, each with what was seen, its witness, its remedy and its command; then all in a table."""
+def told(verdicts: Mapping[str, Verdict], without: int = 0) -> str:
+    """Which runs were hurt, each with what was seen, its witness, its remedy and its command; then all in a table.
+
+    Args:
+        without: further runs whose verdict cannot be read, or which have none yet.
+    """
     found = {name: what for name, what in verdicts.items() if hurt(what)}
     parts = [f"**{len(found)} of {len(verdicts)} runs were hurt.**" if found else "**No run was hurt.**"]
     for name, what in list(found.items())[:MOST_TOLD]:
@@ -189,6 +187,8 @@ def told(verdicts: Mapping[str, Verdict]) -> str:
         parts.append(f"```\n{what.run.get('command', '')}\n```")
     if len(found) > MOST_TOLD:
         parts.append(f"And {len(found) - MOST_TOLD} more, below.")
+    if without:
+        parts.append(f"Of {without} more there is no verdict to read.")
     head = ("run", "verdict", "updates kept", "staleness", "loss", "accuracy", "micro-steps/s")
     parts.append(markdown.table(head, [_row(name, what) for name, what in verdicts.items()]))
     return "\n\n".join(parts)

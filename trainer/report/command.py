@@ -19,7 +19,8 @@ from trainer.report.rows import Row, find, holds_runs
 DESCRIPTION = """\
 Makes the table, sweep.csv, sweep.png and report.html again, from the verdict.json of every run in and below the
 folders. Runs that broke, were refused, or are under way are rows too; the plot says how many it leaves out. report.html
-is one page with all of it, which needs neither other files nor the network.
+is one page with all of it, which needs neither other files nor the network. In the folder that the runs lie below it
+also makes what TensorBoard shows first.
 """
 EPILOG = (
     "Exit status: 0, whatever the verdicts are; 2 a folder is missing or holds no run, or a file cannot be written."
@@ -51,6 +52,8 @@ def _report(folders: list[Path], output: Path, test_results: Path | None) -> int
         raise _Refused(f"{sweep.cannot_write(output, problem)} --output says where else.") from None
     sweep.show(rows, console, str(output / sweep.CSV_NAME))
     made = [sweep.plot(rows, output, console), sweep.page(rows, folders, output, console)]
+    if [folder.resolve() for folder in folders] == [output.resolve()]:
+        made.append(sweep.board(rows, output, console))
     if test_results is not None:
         made.append(_write_test_results(rows, folders, test_results, console))
     sweep.tell_viewer(folders, console)

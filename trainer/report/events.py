@@ -86,13 +86,14 @@ class EventFile:
         folder: the run's folder, which exists.
         descriptions: what a tag shows, by the tag or by the tag without its last part, as `/replica_i`; TensorBoard
             shows it with the chart.
+        suffix: of its name, to be told apart by.
 
     Thread-safety: none; one thread writes.
     """
 
-    def __init__(self, folder: Path, descriptions: Mapping[str, str]) -> None:
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_FILE_NUMBERS)}"
-        self.path = folder / name
+    def __init__(self, folder: Path, descriptions: Mapping[str, str], suffix: str = "") -> None:
+        by = f"{socket.gethostname()}.{os.getpid()}.{next(_FILE_NUMBERS)}"
+        self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{by}{suffix}"
         self._descriptions = descriptions
         self._tags: set[str] = set()
         self._file = self.path.open("xb")

@@ -61,6 +61,7 @@ def write(folder: Path, console: Console) -> None:
     show(rows, console, csv_line)
     plot(rows, folder, console)
     page(rows, [folder], folder, console)
+    board(rows, folder, console)
     tell_viewer([folder], console)
 
 
@@ -105,6 +106,27 @@ def page(rows: list[Row], folders: Sequence[Path], folder: Path, console: Consol
         said = cannot_write(path, problem)
     _line(console, said)
     return said == str(path)
+
+
+def board(rows: list[Row], folder: Path, console: Console) -> bool:
+    """Leave what TensorBoard shows first in the folder that the runs lie below, or say why it is not there.
+
+    Returns:
+        Whether it is there, or the folder is a run's own.
+    """
+    if (folder / FILE_NAME).exists():
+        return True
+    # With protobufs; here only.
+    from trainer.report.board import write
+
+    try:
+        write(folder, [row.folder for row in rows])
+    except Exception as problem:
+        # The runs are done: nothing that goes wrong in drawing them may change what the sweep came to.
+        said = " ".join(f"{type(problem).__name__}: {problem}".split())
+        _line(console, f"no first page for TensorBoard in {folder}: {said}")
+        return False
+    return True
 
 
 def _drawn(what: Chart, path: Path) -> tuple[str, bool]:

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -103,6 +104,22 @@ def _meet(place: Place) -> Store:
     return PrefixStore(f"attempt_{place.restarts}", store)
 
 
+def wait(work: dist.Work, ended: threading.Event) -> None:
+    """Wait in pieces until something is done or has failed, or nobody needs it any more.
+
+    Raises:
+        BrokenBarrierError: `ended` was set first.
+        RuntimeError: it failed.
+    """
+    while not work.is_completed():
+        # A piece that is over raises what a failure raises; that it is done by then says nothing of how it ended.
+        with suppress(RuntimeError):
+            work.wait(POLL)
+        if ended.is_set() and not work.is_completed():
+            raise threading.BrokenBarrierError
+    work.wait()
+
+
 class Exchange:
     """The way to the other processes (`trainer/updates/between_processes.py`: `Sums`).
 
@@ -182,18 +199,13 @@ class Exchange:
         if self._sent is not self._payload:
             self._sent.copy_(self._payload)
         try:
-            work = dist.all_reduce(self._sent, async_op=True)
+            wait(dist.all_reduce(self._sent, async_op=True), self._ended)
+        except threading.BrokenBarrierError:
+            raise
         except RuntimeError as error:
+            if self._ended.is_set():
+                raise threading.BrokenBarrierError from error
             raise self._gone(error) from error
-        while True:
-            try:
-                work.wait(POLL)
-                break
-            except RuntimeError as error:
-                if self._ended.is_set():
-                    raise threading.BrokenBarrierError from error
-                if work.is_completed():
-                    raise self._gone(error) from error
         if self._sent is not self._payload:
             self._payload.copy_(self._sent)
 

@@ -130,8 +130,9 @@ class Mirrored:
         self.assignment = ASSIGNMENTS[config.update_mode.name]
         averaged = self.assignment.reduced and self.assignment.averaged
         self.scale = 1.0 / training.num_trainers if averaged else 1.0
-        # Whatever the mode does with gradients.
-        self.reduces_statistics = mechanism(config, "batch_statistics") == "reduced"
+        # Whatever the mode does with gradients. Where there is nothing, TensorFlow's ring between processes crashes.
+        has_statistics = bool(self.layout.of_kind("statistic"))
+        self.reduces_statistics = mechanism(config, "batch_statistics") == "reduced" and has_statistics
         self.deltas = Deltas(
             self.layout,
             training.optimizer,
