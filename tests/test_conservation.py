@@ -56,3 +56,19 @@ def test_what_is_not_finite_is_off(value: float) -> None:
     found = unconserved(record)
     assert found is not None
     assert found.count == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_what_is_not_finite_by_what_was_added_tells_nothing(value: float) -> None:
+    deltas = np.full((5, 4), 1e-2, np.float32)
+    deltas[1:3, 0] = value  # twice 3e38 is more than a float32 holds
+    with np.errstate(over="ignore"):
+        record = added_up(deltas)
+    found = unconserved(record)
+    assert found is not None
+    assert (found.count, found.of, found.beyond_telling) == (0, 3, 1)
+    # One that is finite all the same has lost what was added.
+    record.copies[0, record.layout.segments[0].values] = 1.0
+    found = unconserved(record)
+    assert found is not None
+    assert (found.count, found.of, found.beyond_telling) == (1, 4, 0)

@@ -48,7 +48,7 @@ MOST_CONTROLLED = {"num_replicas": 3, "train.steps": 2, "audit.trace_steps": 2}
 MOST_MIRRORED_CONTROLLED = {"num_replicas": 2, "train.steps": 1, "schedule.preemptions": 1, "schedule.orders": 4}
 # Each step of it is compiled in each replica.
 MOST_COMPILED = {"num_replicas": 3, "train.steps": 3}
-# Of each process; the audit takes all their batches as one.
+# Of each process, whose batches the audit takes as one; and where of all gradients one at a time is kept.
 MOST_TOGETHER = {"num_replicas": 3}
 # A busy machine is no deadlock.
 LEAST = {"watchdog.seconds": 60.0, "train.timeout_seconds": 1000.0}
@@ -312,7 +312,7 @@ def _shorten(config: Config) -> None:
         most |= MOST_MIRRORED_CONTROLLED if config.strategy.name == "mirrored" else {}
     if isinstance(config.workload, CompileCache):
         most |= MOST_COMPILED
-    if hasattr(config.strategy, "num_processes"):
+    if hasattr(config.strategy, "num_processes") or config.update_mode.name == "optimistic":
         most |= MOST_TOGETHER
     for leaf in leaves(config):
         if leaf.type is int and leaf.name in most:

@@ -6,7 +6,8 @@ Canaries stand at the ends of a variable and a kernel can tear in its middle; th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ Distances = NDArray[np.float64]
 Marks = NDArray[np.bool_]
 
 HALF_ULP = 2.0**-24  # of a float32 between 1 and 2
+TINY, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,15 @@ class Unconserved:
 
     Attributes:
         count: elements off.
-        of: elements in all copies.
+        of: elements in all copies, but for those that are `beyond_telling`.
+        beyond_telling: elements that are not finite, and may be so by what was added: nothing can be said of them.
         where: `count` by variable, the variables that have any.
         variable, element, copy: the one that is off most, and how far it is `off`.
     """
 
     count: int
     of: int
+    beyond_telling: int
     where: dict[str, int]
     variable: str = ""
     element: int = 0
@@ -40,26 +44,40 @@ class Unconserved:
     off: float = 0.0
 
 
-def deviations(record: RunRecord) -> Iterator[tuple[Segment, Distances, Marks]] | None:
-    """How far each element is from what it should be, and where that is more than rounding; None without the sums.
+class Deviation(NamedTuple):
+    """How far a variable's elements are from what they should be: each [copies, elements].
 
-    One variable after the other that the update mode answers for: float64 and bool [copies, elements].
+    Attributes:
+        off: distances.
+        lost: where they are more than rounding.
+        untold: where value and sum have left float32 together, so that neither tells of the other.
     """
+
+    segment: Segment
+    off: Distances
+    lost: Marks
+    untold: Marks
+
+
+def deviations(record: RunRecord) -> Iterator[Deviation] | None:
+    """One variable after the other that the update mode answers for; None without the sums."""
     if record.initial is None or record.copies is None or record.added is None or record.magnitudes is None:
         return None
-    expected = record.initial.astype(np.float64) + record.added
-    allowed = 2 * HALF_ULP * record.magnitudes + np.finfo(np.float32).tiny
-    return _deviations(record, record.copies, expected, allowed)
+    return _deviations(record, record.copies, record.initial.astype(np.float64) + record.added, record.magnitudes)
 
 
-def _deviations(
-    record: RunRecord, copies: Floats, expected: Distances, allowed: Distances
-) -> Iterator[tuple[Segment, Distances, Marks]]:
+def _deviations(record: RunRecord, copies: Floats, expected: Distances, magnitudes: Distances) -> Iterator[Deviation]:
+    # What once was infinite does not come back.
+    allowed = 2 * HALF_ULP * np.where(np.isfinite(magnitudes), magnitudes, 0) + TINY
+    fits = np.abs(expected) + magnitudes <= LARGEST
     for segment in record.layout.segments:
         if segment.kind not in record.layout.apart:
-            off = np.abs(copies[:, segment.span].astype(np.float64) - expected[segment.span])
+            values = copies[:, segment.span].astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                off = np.abs(values - expected[segment.span])
+            untold = ~np.isfinite(values) & ~fits[segment.span]
             # Not-a-number and infinity are off, whatever the bound.
-            yield segment, off, ~(off <= allowed[segment.span])
+            yield Deviation(segment, off, ~(off <= allowed[segment.span]) & ~untold, untold)
 
 
 def unconserved(record: RunRecord) -> Unconserved | None:
@@ -71,16 +89,16 @@ def unconserved(record: RunRecord) -> Unconserved | None:
     """
     if record.copies is None or (found := deviations(record)) is None:
         return None
-    layout = record.layout
-    count, where = 0, {}
-    worst = Unconserved(0, 0, {})
-    for segment, off, beyond in found:
-        if beyond.any():
-            where[segment.name] = int(beyond.sum())
-            count += where[segment.name]
-            ranked = np.where(beyond, np.nan_to_num(off, nan=np.inf), -1)
+    of = beyond_telling = 0
+    where = {}
+    worst = Unconserved(0, 0, 0, {})
+    for segment, off, lost, untold in found:
+        beyond_telling += int(untold.sum())
+        of += int((~untold).sum())
+        if lost.any():
+            where[segment.name] = int(lost.sum())
+            ranked = np.where(lost, np.nan_to_num(off, nan=np.inf), -1)
             copy, element = np.unravel_index(int(ranked.argmax()), off.shape)
             if not off[copy, element] <= worst.off:
-                worst = Unconserved(0, 0, {}, segment.name, int(element), int(copy), float(off[copy, element]))
-    of = len(record.copies) * sum(segment.size for segment in layout.segments if segment.kind not in layout.apart)
-    return Unconserved(count, of, where, worst.variable, worst.element, worst.copy, worst.off)
+                worst = Unconserved(0, 0, 0, {}, segment.name, int(element), int(copy), float(off[copy, element]))
+    return replace(worst, count=sum(where.values()), of=of, beyond_telling=beyond_telling, where=where)

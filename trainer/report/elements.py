@@ -50,10 +50,10 @@ def maps(record: RunRecord) -> list[Map]:
     if found is None:
         return []
     every = []
-    for segment, off, beyond in found:
+    for segment, off, lost, _ in found:
         if segment.kind == "weight":
-            worst = np.where(beyond, np.nan_to_num(off, nan=np.inf), 0.0).max(axis=0)
-            every.append(Map(segment.name, segment.shape, _rows(worst, segment.shape), int(beyond.any(axis=0).sum())))
+            worst = np.where(lost, np.nan_to_num(off, nan=np.inf), 0.0).max(axis=0)
+            every.append(Map(segment.name, segment.shape, _rows(worst, segment.shape), int(lost.any(axis=0).sum())))
     hurt = sorted((each for each in every if each.count), key=lambda each: -each.count)[:MOST_VARIABLES]
     return hurt or sorted(every, key=lambda each: -each.off.size)[:1]
 
