@@ -52,6 +52,8 @@ MOST_COMPILED = {"num_replicas": 3, "train.steps": 3}
 MOST_TOGETHER = {"num_replicas": 3}
 # A busy machine is no deadlock.
 LEAST = {"watchdog.seconds": 60.0, "train.timeout_seconds": 1000.0}
+# Of images of 28 x 28 pixels, each attends to all others.
+LEAST_PATCH = 4
 # Drawn for every run.
 ALWAYS = ("num_replicas", "train.steps", "train.seed")
 # Of those that draw this key, one in so many keeps it: compiling takes 15 to 40 seconds.
@@ -314,6 +316,8 @@ def _shorten(config: Config) -> None:
         most |= MOST_COMPILED
     if hasattr(config.strategy, "num_processes") or config.update_mode.name == "optimistic":
         most |= MOST_TOGETHER
+    if config.data.name == "mnist" and hasattr(config.model, "patch"):
+        config.model.patch = max(config.model.patch, LEAST_PATCH)
     for leaf in leaves(config):
         if leaf.type is int and leaf.name in most:
             setattr(leaf.owner, leaf.field, min(leaf.value, most[leaf.name]))

@@ -182,7 +182,8 @@ class Items:
         row.findings += of_process(ended, place)
         row.findings += verdicts.problems(place.run, config, ended.status)
         error = verdicts.verdict(place.run).get("error")
-        if error and error["kind"] != "refused":
+        # A run may have ended by itself, by what train.on_nonfinite=stop found.
+        if error and error["kind"] not in ("refused", "nonfinite"):
             row.killed = True
             if (ended.status, error["kind"]) != (3, "killed"):
                 row.findings.append(f"killed, with status {ended.status} and error {error}")

@@ -15,7 +15,7 @@ from trainer.audit.row import Row
 from trainer.config import Config
 from trainer.faults import Faults
 from trainer.state.layout import Layout
-from trainer.strategies.hosting import RunBroken
+from trainer.strategies.hosting import RunBroken, stopped_by
 
 Tensor = Any
 MARK = "not finite at (replica, step, variable, values, first):"
@@ -90,9 +90,4 @@ class Guard:
         if found is None:
             return None
         own, step, variable, values, first = (int(number) for number in found.groups())
-        segment = self._layout.read_segments[variable]
-        message = (
-            f"the gradient of {segment.name} is not finite: replica {own}, step {step}, {values:,} of "
-            f"{segment.size:,} values, the first at {first} (train.on_nonfinite=stop)"
-        )
-        return RunBroken("nonfinite", message, own, step)
+        return stopped_by(self._layout, own, step, variable, values, first)

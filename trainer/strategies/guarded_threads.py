@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.faults import Faults
 from trainer.processes import here
 from trainer.strategies.computing import Computing
-from trainer.strategies.hosting import RunBroken, told_nonfinite
+from trainer.strategies.hosting import nonfinite
 from trainer.updates.shared_vector import Replica
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class GuardedComputing(Computing):
         if corruption is not None:
             self._corrupt(replica, corruption.value)
         if self._stops and not _finite(replica.contribution):
-            message = told_nonfinite(self._layout, replica.contribution.numpy(), self._own, step)
-            raise RunBroken("nonfinite", message, self._own, step)
+            raise nonfinite(self._layout, replica.contribution.numpy(), self._own, step)
 
     def _corrupt(self, replica: Replica, value: float) -> None:
         # A copy: what a step returns may be the calling thread's buffer, and an inference tensor.

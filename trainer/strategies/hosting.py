@@ -63,17 +63,32 @@ class RunBroken(Exception):
         self.step = step
 
 
-def told_nonfinite(layout: Layout, contribution: Floats, own: int, step: int) -> str:
-    """Which variable's gradient is not finite, of a replica's contribution: the first one's."""
-    for segment in layout.read_segments:
+def nonfinite(layout: Layout, contribution: Floats, own: int, step: int) -> RunBroken:
+    """A replica's contribution that is not finite: which variable's part, the first one's."""
+    for place, segment in enumerate(layout.read_segments):
         wrong = np.flatnonzero(~np.isfinite(contribution[segment.span]))
         if wrong.size:
-            value = contribution[segment.span][wrong[0]]
-            return (
-                f"the gradient of {segment.name} is not finite: replica {own}, step {step}, {wrong.size:,} of "
-                f"{segment.size:,} values, the first {value:g} at {wrong[0]} (train.on_nonfinite=stop)"
+            first = int(wrong[0])
+            return stopped_by(
+                layout, own, step, place, int(wrong.size), first, f"{contribution[segment.span][first]:g} "
             )
     raise ValueError("all values are finite")
+
+
+def stopped_by(layout: Layout, own: int, step: int, place: int, values: int, first: int, value: str = "") -> RunBroken:
+    """A run that `train.on_nonfinite=stop` ends.
+
+    Args:
+        place: of the variable in `layout.read_segments`; `values` of it are not finite, the `first` and others.
+        value: of the first, with a space behind it, where it is known.
+    """
+    segment = layout.read_segments[place]
+    what = "change" if segment.kind == "statistic" else "gradient"
+    message = (
+        f"the {what} of {segment.name} is not finite: replica {own}, step {step}, {values:,} of {segment.size:,} "
+        f"values, the first {value}at {first} (train.on_nonfinite=stop)"
+    )
+    return RunBroken("nonfinite", message, own, step)
 
 
 def reference_steps(config: Config, layout: Layout) -> tuple[frozenset[int], int]:
