@@ -41,6 +41,8 @@ MISTAKES = [
     (["num_replicas="], "num_replicas takes a whole number; got ''."),
     (["train.steps=1.5"], "train.steps takes a whole number; got '1.5'."),
     (["model.hidden=[a]"], "model.hidden takes a list of whole numbers in brackets, as in [64,32]; got '[a]'."),
+    (["model.hidden=[[3]]"], "model.hidden takes a list of whole numbers in brackets, as in [64,32]; got '[[3]]'."),
+    (["faults=[{a:1}]"], "faults takes a list of words in brackets, as in [no_lost_updates]; got '[{'a': 1}]'."),
     (
         ["require=no_torn_reads"],
         "require takes a list of words in brackets, as in [no_lost_updates]; got 'no_torn_reads'.",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.config import OPTIONS, Config, ConfigError, nearest
-from trainer.keys import unknown
+from trainer.keys import FITS, unknown
 
 
 def from_dict(fields: Mapping[str, Any]) -> Config:
@@ -17,7 +17,8 @@ def from_dict(fields: Mapping[str, Any]) -> Config:
     `model`, `data` and `optimizer` become the dataclass of the option that their `name` says.
 
     Raises:
-        ConfigError: a key or an option that there is none of. Types are not checked: OmegaConf has done that.
+        ConfigError: a key or an option that there is none of, or a list of something else than its key takes. Other
+            types are not checked: OmegaConf has done that.
     """
     hints = typing.get_type_hints(Config)
     parts: dict[str, Any] = {}
@@ -29,6 +30,7 @@ def from_dict(fields: Mapping[str, Any]) -> Config:
         elif dataclasses.is_dataclass(hints[name]):
             parts[name] = _build(typing.cast("type", hints[name]), value, name)
         else:
+            _check_list(name, hints[name], value)
             parts[name] = value
     return Config(**parts)
 
@@ -45,8 +47,15 @@ def _option(group: str, value: Any) -> type:
 def _build(kind: type, value: Any, group: str) -> Any:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{group} must be a group of keys; got '{value}'. --help lists them.")
-    fields = {field.name for field in dataclasses.fields(kind)}
-    for name in value:
-        if name not in fields:
+    hints = typing.get_type_hints(kind)
+    for name, each in value.items():
+        if name not in hints:
             raise ConfigError(unknown(f"{group}.{name}"))
+        _check_list(f"{group}.{name}", hints[name], each)
     return kind(**value)
+
+
+def _check_list(key: str, hint: Any, value: Any) -> None:
+    """OmegaConf lets lists and mappings into lists."""
+    if typing.get_origin(hint) is list and any(isinstance(each, list | dict) for each in value):
+        raise ConfigError(f"{key} takes {FITS[hint]}; got '{value}'.")
