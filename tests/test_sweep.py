@@ -245,7 +245,9 @@ def test_a_plot_that_cannot_be_drawn_costs_neither_table_nor_csv(
     lines = told(tmp_path)
     assert "no sweep.png: drawing it failed: RuntimeError: the font is gone" in lines
     assert any("upheld" in line for line in lines)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0_threads_locked_2", PAGE_NAME, sweep.CSV_NAME]
+    (shown,) = tmp_path.glob("events.out.tfevents.*")
+    left = ["0_threads_locked_2", shown.name, PAGE_NAME, sweep.CSV_NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
     assert "Drawing it failed: RuntimeError: the font is gone" in (tmp_path / PAGE_NAME).read_text(encoding="utf-8")
 
 

@@ -112,9 +112,9 @@ def board(rows: list[Row], folder: Path, console: Console) -> bool:
     """Leave what TensorBoard shows first in the folder that the runs lie below, or say why it is not there.
 
     Returns:
-        Whether it is there, or the folder is a run's own.
+        Whether it is there, or there is none to be made: the folder is a run's own, or no run was begun.
     """
-    if (folder / FILE_NAME).exists():
+    if (folder / FILE_NAME).exists() or all(row.error.get("kind") == "refused" for row in rows):
         return True
     # With protobufs; here only.
     from trainer.report.board import write

@@ -14,7 +14,7 @@ import hashlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -40,7 +40,6 @@ from trainer.workloads.train import Training
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 # For whoever started the workers to say which of them failed, and why, and to end the others.
 SECONDS_TO_BE_ENDED = 10.0
-LINGER_SECONDS = 0.1
 T = TypeVar("T")
 
 
@@ -64,8 +63,19 @@ def _strategy(num_replicas: int) -> MultiWorkerMirroredStrategy:
 
 def tell_all(config: Config, own: T) -> list[T]:
     """What each worker says, which is JSON, by rank, in all of them; all have to call this as often."""
-    told = Exchange(_strategy(config.num_replicas), here(config))(own)
+    exchange = Exchange(_strategy(config.num_replicas), here(config))
+    told = exchange(own)
+    _part(exchange)
     return [each.words for each in told]
+
+
+def _part(exchange: Exchange) -> None:
+    """Go on when all workers have what was told last: who ends sooner takes with it what another is still fetching.
+
+    Whoever comes to this has it. So it does not matter if this does not reach one of them any more.
+    """
+    with suppress(*LOST):
+        exchange(None)
 
 
 def train(
@@ -140,14 +150,13 @@ class MultiWorker(Mirrored):
             failed = [each.words for each in self.exchange(self.checkpoints.failed)]
             if not self.place_here.rank:
                 self.checkpoints.note_others(failed)
-        if self.place_here.rank:
-            # The first worker still takes from this one what it was told last.
-            time.sleep(LINGER_SECONDS)
+        _part(self.exchange)
 
     def agree(self, seconds: float) -> tuple[float, bool]:
         """By the slowest worker; all are through when one is to stop."""
         told = [each.words for each in self.exchange([seconds, self.stop.is_set()])]
         if stopping := [rank for rank, (_, stops) in enumerate(told) if stops]:
+            _part(self.exchange)
             raise RunBroken("interrupted", f"process {stopping[0]}: told to stop", step=self.record.steps_done)
         return max(took for took, _ in told), False
 
