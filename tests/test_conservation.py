@@ -66,9 +66,9 @@ def test_what_is_not_finite_by_what_was_added_tells_nothing(value: float) -> Non
         record = added_up(deltas)
     found = unconserved(record)
     assert found is not None
-    assert (found.count, found.of, found.beyond_telling) == (0, 3, 1)
+    assert (found.count, found.of, found.untold) == (0, 3, 1)
     # One that is finite all the same has lost what was added.
     record.copies[0, record.layout.segments[0].values] = 1.0
     found = unconserved(record)
     assert found is not None
-    assert (found.count, found.of, found.beyond_telling) == (1, 4, 0)
+    assert (found.count, found.of, found.untold) == (1, 4, 0)

@@ -28,15 +28,15 @@ class Unconserved:
 
     Attributes:
         count: elements off.
-        of: elements in all copies, but for those that are `beyond_telling`.
-        beyond_telling: elements that are not finite, and may be so by what was added: nothing can be said of them.
+        of: elements in all copies, but for those that are `untold`.
+        untold: elements that are not finite, and may be so by what was added: nothing can be said of them.
         where: `count` by variable, the variables that have any.
         variable, element, copy: the one that is off most, and how far it is `off`.
     """
 
     count: int
     of: int
-    beyond_telling: int
+    untold: int
     where: dict[str, int]
     variable: str = ""
     element: int = 0
@@ -89,16 +89,16 @@ def unconserved(record: RunRecord) -> Unconserved | None:
     """
     if record.copies is None or (found := deviations(record)) is None:
         return None
-    of = beyond_telling = 0
+    of = untold = 0
     where = {}
     worst = Unconserved(0, 0, 0, {})
-    for segment, off, lost, untold in found:
-        beyond_telling += int(untold.sum())
-        of += int((~untold).sum())
+    for segment, off, lost, without in found:
+        untold += int(without.sum())
+        of += int((~without).sum())
         if lost.any():
             where[segment.name] = int(lost.sum())
             ranked = np.where(lost, np.nan_to_num(off, nan=np.inf), -1)
             copy, element = np.unravel_index(int(ranked.argmax()), off.shape)
             if not off[copy, element] <= worst.off:
                 worst = Unconserved(0, 0, 0, {}, segment.name, int(element), int(copy), float(off[copy, element]))
-    return replace(worst, count=sum(where.values()), of=of, beyond_telling=beyond_telling, where=where)
+    return replace(worst, count=sum(where.values()), of=of, untold=untold, where=where)

@@ -111,8 +111,8 @@ def _add_conservation(record: RunRecord, finding: Finding) -> None:
         return
     if off.of:
         finding.evidence += f"; {off.count:,} of {off.of:,} elements off the sum of all updates by more than rounding"
-    if off.beyond_telling:
-        finding.evidence += f"; {off.beyond_telling:,} elements are not finite, nor is the sum of all updates to them"
+    if off.untold:
+        finding.evidence += f"; {off.untold:,} elements are not finite, nor is the sum of all updates to them"
     if off.count:
         where = ", ".join(f"{name}: {count:,}" for name, count in off.where.items())
         witness = f"element {off.element} of {off.variable} in copy {off.copy} is off by {off.off:.3g}"
